@@ -145,15 +145,15 @@ def adapter_bytes(model: Transformer, dtype: str = "float32") -> int:
     for path, axes in trained.items():  # with prompt tuning PEFT wraps the model once less: one "model." fewer
         name = peft_name(model, path)
         tensors[name.replace(".model.", ".", 1) if virtual_tokens(model) else name] = base, axes
-    alone, seen = all(module.beside for module in adapters.values()), set[Parameter]()
+    alone, seen = all(module.companion for module in adapters.values()), set[Parameter]()
     for path, module in adapters.items():
-        prefix = module.beside.prefix if module.beside and not alone else ""
+        prefix = module.companion.prefix if module.companion and not alone else ""
         for name, parameter, axes in file_tensors(path, module.in_file(), model, prefix):
             if not (prefix and parameter in seen):  # beside others, a tied head has nothing of its own
                 tensors[name] = wide, axes
             seen.add(parameter)
         name = peft_name(model, path)
-        if name.endswith(EMBEDDINGS) and not any(module.beside for module in adapters.values()):
+        if name.endswith(EMBEDDINGS) and not any(module.companion for module in adapters.values()):
             tensors[f"{name}.base_layer.weight"] = base, module.weight.data.shape
     return safetensors_bytes(tensors)
 

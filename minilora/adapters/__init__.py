@@ -1,4 +1,4 @@
-"""Adapters: what is trained beside a frozen model."""
+"""Adapters: what is trained in addition to a frozen model."""
 
 import importlib
 import re
@@ -9,7 +9,7 @@ DEFAULT = "lora"  # the variant, where none is named
 
 
 def variant_names() -> list[str]:
-    """The names of the variants, in the alphabet: those of registry.variants(), read from the files without importing
+    """The names of the variants, sorted: those of registry.variants(), read from the files without importing
     them, for a --help that need not wait for NumPy."""
     files = (path.read_text(encoding="utf-8") for path in Path(__file__).parent.glob("*.py"))
     return sorted({name for text in files for name in re.findall(r'^    variant = "(.+)"$', text, re.MULTILINE)})

@@ -1,5 +1,5 @@
-"""AdaLoRA: a low-rank path in the form of an SVD, of which training cuts the triplets that matter least (Zhang et al.,
-2023). The maths of the layer and of the penalty is in ops/adalora.py; that of the cuts is here, in Allocator.
+"""AdaLoRA: a low-rank path in the form of an SVD, whose least important triplets training prunes (Zhang et al., 2023).
+The maths of the layer and of the penalty is in ops/adalora.py; that of the cuts is here, in Allocator.
 
 e is the diagonal of the paper's Λ, B its P, A its Q; PEFT calls e lora_E.
 """
@@ -23,14 +23,14 @@ from .statements import Kept, Option, Products, Slot
 
 
 def same_share_of_a_triplet(adapter: AdaLoRALinear, x: Array, dy: Array, grads: Gradients) -> float:
-    """eₖ deₖ = ⟨Aₖ, dAₖ⟩ = ⟨Bₖ, dBₖ⟩, of row k of A and column k of B: a factor that moves within a triplet changes no
-    output."""
+    """eₖ deₖ = ⟨Aₖ, dAₖ⟩ = ⟨Bₖ, dBₖ⟩, of row k of A and column k of B: multiplying one of a triplet by c and another by
+    1/c changes no output."""
     A, B, e = adapter.lora_A, adapter.lora_B, adapter.lora_E
     of_e, of_A, of_B = e.data * grads[e], (A.data * grads[A]).sum(axis=1), (B.data * grads[B]).sum(axis=0)
     return max(relative_difference(of_e, of_A), relative_difference(of_e, of_B))
 
 
-def gradients_at_the_start(adapter: AdaLoRALinear, x: Array, dy: Array, grads: Gradients) -> float:
+def gradients_at_zero_e(adapter: AdaLoRALinear, x: Array, dy: Array, grads: Gradients) -> float:
     adapter.lora_E.data = 0 * adapter.lora_E.data
     grads = Gradients()
     adapter.backward(dy, adapter.forward(x)[1], grads)
@@ -50,15 +50,14 @@ class AdaLoRALinearCache(NamedTuple):
 class AdaLoRALinear(Parallel):
     """y = x W₀ᵀ + b + s ((x Aᵀ) ∘ e) Bᵀ           A (r, in)   e (r,)   B (out, r)   s = α/(r₀ + 1e-5)
 
-    r₀ is the rank at the start, the option `r`, and s stays what it was then, whatever is cut; both as in PEFT. At the
-    start e = 0, so y is the base's, and A and B are normal with standard deviation 0.02. Dropout acts on the adapter's
-    input alone.
+    r₀ is the rank at the start, the option `r`, and cuts do not change s; both as in PEFT. At the start e = 0, so y is
+    the base's, and A and B are normal with standard deviation 0.02. Dropout acts on the adapter's input only.
 
-    It is trained with the Allocator of this file, which adds the penalty and cuts triplets, and alone reads the options
+    It is trained with the Allocator of this file, which adds the penalty and cuts triplets; only it reads the options
     from target_r to total_step. A file holds the triplets that are left; the option `mask` says which of the r₀ they
-    are, and is () where all are.
-    Raises ValueError for a base that is no plain Linear, and for options out of range; alpha must be above 0, as PEFT
-    takes r₀ in the place of any other.
+    are, and is () if all are left.
+    Raises ValueError for a base that is not a plain Linear, and for options out of range; alpha must be above 0: PEFT
+    replaces any other by r₀.
     """
 
     variant = "adalora"
@@ -99,7 +98,7 @@ class AdaLoRALinear(Parallel):
     )
     laws: ClassVar[dict[str, Law]] = {
         "eₖ deₖ = ⟨Aₖ, dAₖ⟩ = ⟨Bₖ, dBₖ⟩": same_share_of_a_triplet,
-        "dA = dB = 0 at e = 0": gradients_at_the_start,
+        "dA = dB = 0 at e = 0": gradients_at_zero_e,
     }
     examples: ClassVar[dict[str, dict[str, Any]]] = {
         "": {"r": 3, "alpha": 5.0, "total_step": 9},
@@ -258,22 +257,22 @@ class Allocator:
 
         b(t) = b_T + (b₀ - b_T) (1 - (t - tinit)/(T - tfinal - tinit))³         rounded down
 
-    While tinit < t < T - tfinal, every deltaT steps, and at t = T - tfinal, the b₀ - b(t) triplets of the lowest S
-    lose their e_k, and those with an S equal to the highest of these. Training goes on with all, so what is cut may
-    come back, until the last cut: from there on e_k = 0 after every step. With tfinal = 0 no step t = T is reached:
-    then the last cut is that of the last multiple of deltaT, and is not held.
+    While tinit < t < T - tfinal, every deltaT steps, and at t = T - tfinal, e_k is set to 0 for the b₀ - b(t) triplets
+    with the lowest S, and for ties with the highest of them. Training continues with all, so what is cut may come back,
+    until the last cut: after it e_k = 0 after every step. With tfinal = 0 no step t = T is reached: then the last cut
+    is that of the last multiple of deltaT, and is not held.
 
     Zhang et al. (2023), sections 3.2 and 3.3; in its order, and to the last triplet, as PEFT 0.21.2's
-    update_and_allocate(t) between optimizer.step() and zero_grad(). Two things are otherwise: at r = target_r, where
-    PEFT fails, nothing is cut; and the penalty is there whatever the task, where PEFT drops it without a task_type.
+    update_and_allocate(t) between optimizer.step() and zero_grad(). Two differences: at r = target_r, where PEFT fails,
+    nothing is cut; and the penalty does not depend on the task, where PEFT drops it without a task_type.
 
-    `state` is what a training that resumes needs: training.fit keeps it in its checkpoint.
-    Where target_r is not below r there is nothing to cut. Raises ValueError for a model without AdaLoRA, for adapters
+    `state` is what training needs to resume: training.fit keeps it in its checkpoint.
+    If target_r is not below r there is nothing to cut. Raises ValueError for a model without AdaLoRA, for adapters
     that differ in an option of the schedule, and for `steps` that leave no step to cut in.
     """
 
     def __init__(self, model: Module, steps: int, *, squared: bool = False) -> None:
-        """`squared`: the paper's penalty in the place of PEFT's."""
+        """`squared`: the paper's penalty instead of PEFT's."""
         named = {path: module for path, module in model.named_modules() if isinstance(module, AdaLoRALinear)}
         if not named:
             raise ValueError('the model has no AdaLoRA: attach(model, "adalora", ...) first')

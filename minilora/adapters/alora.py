@@ -1,10 +1,10 @@
-"""Activated LoRA: a LoRA that is on from its invocation in a text on. The maths is in ops/alora.py. Greenewald et al.
-(2025), "Activated LoRA: Fine-tuned LLMs for intrinsics".
+"""Activated LoRA: a LoRA that acts only from the last occurrence of its invocation tokens in a text onward. The maths
+is in ops/alora.py. Greenewald et al. (2025), "Activated LoRA: Fine-tuned LLMs for intrinsics".
 
     attach(model, "alora", ["q_proj", "v_proj"], invocation_tokens=tokenizer.encode("<judge>").tolist(), rng=0)
-    model.forward(ids)                                  # on from the last "<judge>" of each text on
+    model.forward(ids)                                  # on from the last "<judge>" in each text
 
-What comes before an invocation is the base's, keys and values too: go_on_from() takes a KV cache of the base.
+Tokens before an invocation have the base's outputs, keys and values: go_on_from() takes a KV cache of the base.
 """
 
 from __future__ import annotations
@@ -26,22 +26,22 @@ from .statements import Option
 class ALoRALinear(LoRALinear):
     """y = x W₀ᵀ + b + on ∘ s (x Aᵀ) Bᵀ        on: 0 or 1 for each token; A, B and s as LoRALinear's
 
-    `on` is 1 from the last occurrence of `invocation_tokens` in each text on, and 0 everywhere in a text without one,
-    as PEFT's; Inputs.active takes its place. With a KV cache it counts over all that was read, and all of Inputs.text:
-    a token that is generated is on if its text has an invocation by then. A layer that is run by itself, without a
-    model's ids, is on for all. Start, dropout and training are LoRALinear's.
+    `on` is 1 from the last occurrence of `invocation_tokens` to the end of each text, and 0 in a text without one, as
+    in PEFT; Inputs.active, if given, replaces it. With a KV cache it is that of the whole text, Inputs.text: a token
+    that is generated is on if its text has an invocation by then. A layer that is run by itself, without a model's
+    ids, is on for all tokens. Start, dropout and training are LoRALinear's.
     Raises ValueError as LoRALinear does, and for an empty invocation. It cannot be merged.
     """
 
     variant = "alora"
-    merges = False
+    mergeable = False
     keys = LoRALinear.keys._replace(
         inits=(True, False),
         fixed={key: value for key, value in LoRALinear.keys.fixed.items() if key != "alora_invocation_tokens"},
     )
     start_options = ()
     reads_text = True
-    options = (*LoRALinear.options, Option("invocation_tokens", "alora_invocation_tokens", (), in_a_row=True))
+    options = (*LoRALinear.options, Option("invocation_tokens", "alora_invocation_tokens", (), ordered=True))
     laws: ClassVar[dict[str, Law]] = LoRALinear.laws
     examples: ClassVar[dict[str, dict[str, Any]]] = {
         "": {"r": 3, "alpha": 5, "invocation_tokens": (1,)},
@@ -61,8 +61,8 @@ class ALoRALinear(LoRALinear):
         super().check(base, **options)
         if not options.get("invocation_tokens"):
             raise ValueError(
-                "invocation_tokens is empty: name the ids that turn the adapter on, as invocation_tokens=[5, 7]; where "
-                "a mask says it, Inputs.active, any adapter beside its base will do, such as lora"
+                "invocation_tokens is empty: name the ids that turn the adapter on, as invocation_tokens=[5, 7]; with "
+                "a mask instead, Inputs.active, any adapter parallel to its base will do, such as lora"
             )
 
     def active(self, inputs: Inputs, run: Pass) -> Array | None:
@@ -90,7 +90,7 @@ class ALoRALinear(LoRALinear):
 
 
 def go_on_from(model: Transformer, kv_cache: KVCache, adapters: Sequence[str | None] | None = None) -> KVCache:
-    """A copy of a KV cache of the base, from which activated adapters go on: what comes before an invocation has the
+    """A copy of a KV cache of the base, from which activated adapters continue: tokens before an invocation have the
     base's keys and values, so one reading of a text serves them all.
 
         model.forward(ids, run=Pass(kv_cache=read))                 # of the base, with or without adapters in place
@@ -102,7 +102,8 @@ def go_on_from(model: Transformer, kv_cache: KVCache, adapters: Sequence[str | N
     for adapters that are not all activated ones.
     """
     names = None if adapters is None else tuple(adapters)
-    of_cache, of_rows = acting(kv_cache.layers, kv_cache.adapters or ()), acting(model.modules(), names or ())
+    of_cache = active_adapters(kv_cache.layers, kv_cache.adapters or ())
+    of_rows = active_adapters(model.modules(), names or ())
     wrong = next((a for a in (*of_cache, *of_rows) if not isinstance(a, ALoRALinear)), None)
     if wrong is not None:
         kind = wrong.variant if isinstance(wrong, Adapter) else type(wrong).__name__
@@ -123,8 +124,8 @@ def go_on_from(model: Transformer, kv_cache: KVCache, adapters: Sequence[str | N
     return mine
 
 
-def acting(layers: Sequence[Module], names: Collection[str | None]) -> list[Any]:
-    """Of a model's layers those that are adapters: of rows with these names, where each row has its own."""
+def active_adapters(layers: Sequence[Module], names: Collection[str | None]) -> list[Any]:
+    """The adapters among a model's layers; where each row has its own, those with these names."""
     many = [m for m in layers if isinstance(m, Many)]
     if many:
         return [m.adapters[name] for m in many for name in names if name in m.adapters]

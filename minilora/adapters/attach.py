@@ -55,19 +55,19 @@ def attach(
 ) -> list[str]:
     """Freeze the model, replace every target by a new adapter of the variant, and return the dotted paths.
 
-    targets     last names of layers ("q_proj"; "embed" is the token embedding); or "all-linear", every Linear but those
-                of HEADS; or, where the variant has a rank, a dict from last names or dotted paths to ranks. By default
+    targets     last names of layers ("q_proj"; "embed" is the token embedding); or "all-linear", every Linear except
+                HEADS; or, where the variant has a rank, a dict from last names or dotted paths to ranks. By default
                 the targets that the variant's classes state, or where they state none every layer that they can adapt,
-                but a classifier.
+                except a classifier.
     rng         a generator, or a seed for one
-    train       what else learns: "bias" (every bias), "norm" (every gain and bias of a norm), or the last name of a
-                module, such as "lm_head"
+    train       what else is trained: "bias" (every bias), "norm" (every gain and bias of a norm), or the last name of
+                a module, such as "lm_head"
     options     those of the variant's classes
 
     An adapter of an embedding changes the input only, even if a head is tied to it; token rows change both, and the
     head's path is returned too. A second call adapts further layers, also by another variant: attach_lora(model, rng=0)
-    and attach(model, "token-rows", token_indices=[5, 7], rng=0). Afterwards all adapters learn, also those that were
-    frozen in between, and of the base only what the second `train` names. Nothing ever writes to a weight of the base.
+    and attach(model, "token-rows", token_indices=[5, 7], rng=0). Afterwards all adapters are trainable, also those that
+    were frozen in between, and of the base only what the second `train` names. Nothing ever writes to its weights.
     Warns once of layers whose rank is above min(in, out): the excess adds parameters, but B A has no higher rank.
     Raises ValueError, and leaves the model as it was, for a target that matches nothing or is adapted already, an
     option that the variant lacks or that is out of range, and an `rng` that is neither a seed nor a generator.
@@ -107,13 +107,13 @@ def attach_lora(
     """attach() of LoRA, with its options and defaults written out.
 
     init        how A and B begin: a name of adapters/initialisations, such as "uniform", "gaussian", "pissa" or "eva".
-                Where W gives a part of itself to them, the layer is a ResidualLoRALinear; W itself never changes
+                Those that take a part of W (PiSSA, OLoRA, CorDA, LoRA-GA) make a ResidualLoRALinear; W never changes
     data        a batch or several, over which the model runs once, for an init that looks at its layers' inputs or
                 gradients ("eva", "corda", "lora_ga"); others do not read it
     rho         of "eva": the highest rank of a layer is rho r; with 1 each has r
     quantize    of "loftq": the format that the adapted layers are held in from here on. The others stay as they are:
                 quantize(model, format) does those
-    rounds      of "loftq": how often the format and A and B take turns
+    rounds      of "loftq": the number of alternations between Q and A, B (the paper's T, PEFT's loftq_iter)
 
     With `ensure_weight_tying` (PEFT's name for it) a head that is tied to an adapted embedding is adapted too, by the
     same A and B: TiedLoRALinear. Raises ValueError where there is no such head, or where it is a target itself.
@@ -134,13 +134,13 @@ def attach_lora(
 
 
 def attach_tokens(model: Module, ids: Sequence[int], train: str | Collection[str] = ()) -> tuple[str, list[str]]:
-    """attach() of the variant whose option is a list of tokens that learn, to the embedding and to a head that is not
-    tied to it: their rows of these tokens learn. Returns the variant and the paths."""
+    """Make the rows of these tokens trainable, in the embedding and in a head that has a weight of its own: attach() of
+    the variant whose option is a set of token ids. Returns the variant and the paths."""
     variant, option = next(
         (name, option.name)
         for name, classes in variants().items()
         for option in classes[0].options
-        if option.is_ids and not option.in_a_row
+        if option.is_ids and not option.ordered
     )
     own = {m.weight: path for path, m in reversed([*model.named_modules()]) if path in TABLES}  # type: ignore[attr-defined]
     return variant, attach(model, variant, list(own.values()), rng=0, train=train, **{option: list(ids)})
@@ -190,11 +190,11 @@ def place(
     ties = tied_heads(model, [path for path, target in chosen.items() if target.cls.always_tied], chosen)
     extra = trained_beside_adapters(model, train)
     before = [module for _, module in model.named_modules() if isinstance(module, Adapter)]
-    chosen = with_what_they_share(model, chosen, options, prepare)
+    chosen = with_shared_parameters(model, chosen, options, prepare)
     if note := wasted_rank(ranks_of(chosen)):
         warnings.warn(note, stacklevel=4)
 
-    made = all_made(model, chosen, make)
+    made = create_adapters(model, chosen, make)
     model.freeze()
     for path in fused_above(model, made):
         model[path] = Parts(model[path])  # type: ignore[arg-type]
@@ -212,7 +212,7 @@ def place(
 
 
 def targets_of(model: Module, variant: str, targets: Targets | None, options: dict[str, Any]) -> dict[str, Target]:
-    """{path: Target} of the layers that attach() is to adapt. Raises ValueError where one cannot be, or not so."""
+    """{path: Target} of the layers to adapt. Raises ValueError where one cannot be adapted, or not with its options."""
     classes = classes_of(variant)
     check_options(variant, targets, options)
     if targets is None:
@@ -221,7 +221,7 @@ def targets_of(model: Module, variant: str, targets: Targets | None, options: di
     fused_above(model, ranks)
     for key in {cls.modules_key for cls in classes} & options.keys():
         if strange := set(listed(options[key])) - {*ranks, *map(last, ranks)}:
-            raise ValueError(f"{key}: {min(strange)!r} is no target")
+            raise ValueError(f"{key}: {min(strange)!r} is not a target")
     sharing = [slot.name for cls in classes for slot in cls.slots if slot.shared]
     if sharing and any(isinstance(m, Adapter) and m.variant == variant for _, m in model.named_modules()):
         raise ValueError(f"{variant} is attached to all its layers at once, as they share {' and '.join(sharing)}")
@@ -237,11 +237,11 @@ def targets_of(model: Module, variant: str, targets: Targets | None, options: di
     return found
 
 
-def with_what_they_share(
+def with_shared_parameters(
     model: Module, chosen: Mapping[str, Target], options: dict[str, Any], prepare: bool
 ) -> dict[str, Target]:
-    """The targets with the Parameters that those of a class share among their options; with `prepare`, those that
-    Adapter.prepare() leaves, with its options."""
+    """The targets after Adapter.prepare(), if `prepare`, with shared Parameters such as VeRA's A and B added to their
+    options."""
     found: dict[str, Target] = {}
     for cls in dict.fromkeys(target.cls for target in chosen.values()):
         layers = {path: target.layer for path, target in chosen.items() if target.cls is cls}
@@ -253,7 +253,7 @@ def with_what_they_share(
 
 
 def ranks_of(chosen: Mapping[str, Target]) -> dict[str, tuple[int, int]]:
-    """{path: (rank, min(in, out))} of the layers that learn a matrix."""
+    """{path: (rank, min(in, out))} of the layers whose adapter trains a matrix."""
     found = {}
     for path, (layer, cls, options) in chosen.items():
         if cls.trains_a_matrix():
@@ -262,24 +262,24 @@ def ranks_of(chosen: Mapping[str, Target]) -> dict[str, tuple[int, int]]:
     return found
 
 
-def all_made(model: Module, chosen: Mapping[str, Target], make: Callable[..., Adapter]) -> dict[str, Adapter]:
-    """{path: make(class, layer, **options)}. Raises ValueError with the path of one that cannot be made; what others
-    have frozen of the model meanwhile learns again."""
-    learned = [parameter for parameter in model.parameters() if parameter.trainable]
+def create_adapters(model: Module, chosen: Mapping[str, Target], make: Callable[..., Adapter]) -> dict[str, Adapter]:
+    """{path: make(class, layer, **options)}. Raises ValueError with the path of one that cannot be made; parameters
+    that the adapters before it have frozen are made trainable again."""
+    trainable = [parameter for parameter in model.parameters() if parameter.trainable]
     made = {}
     for path, (layer, cls, options) in chosen.items():
         try:
             made[path] = make(cls, layer, **options)
         except ValueError as error:
-            for parameter in learned:
+            for parameter in trainable:
                 parameter.trainable = True
             raise ValueError(f"{path}: {error}") from None
     return made
 
 
 def adaptable(model: Module, variant: str, targets: Targets | None = None, **options: Any) -> list[str]:
-    """The layers that a variant can adapt: of these targets; or of the whole model without a classifier, which is new
-    and learns whole. Raises ValueError, with the reason for the first, where the whole model has none."""
+    """The layers that a variant can adapt: of these targets; or of the whole model except the classifier, which is new
+    and trained whole. Raises ValueError, with the reason for the first, where the whole model has none."""
     paths = choose(model, targets) if targets is not None else {
         path: None for path, m in model.named_modules() if isinstance(m, LAYERS) and last(path) not in HEADS[1:]
     }  # fmt: skip

@@ -1,4 +1,4 @@
-"""The protocol of adapters: what a variant states about itself. A variant is one file beside this one.
+"""The protocol of adapters: what a variant states about itself. A variant is one file in this folder.
 
 A file has a class for each type of layer that its variant adapts. Attaching, merging, PEFT's files, counting and
 verifying find the classes by variants() (registry.py) and read what they state, in the records of statements.py. Each
@@ -6,7 +6,7 @@ states, with the LoRA of a Linear (lora.py, LoRALinear) as the example and in th
 
     layers      variant = "lora", base_type = Linear, targets = "q_proj", "v_proj"
     tensors     slots = Slot("lora_A", "lora_A.weight", ("r", "n_in")), Slot("lora_B", "lora_B.weight", ("n_out", "r"))
-    numbers     options = Option("r", "r", 8, "rank_pattern"), Option("alpha", "lora_alpha", 8.0, "alpha_pattern"), ...
+    options     options = Option("r", "r", 8, "rank_pattern"), Option("alpha", "lora_alpha", 8.0, "alpha_pattern"), ...
     PEFT        peft_type = "LORA", keys = Keys("init_lora_weights")
     memory      kept = Kept("x", "n_in", "dA = dhᵀ x", ("lora_A",)), Kept("h", "r", "dB = s dyᵀ h", ("lora_B",))
     FLOPs       products = Products(forward="2 * r * (n_in + n_out)", ...)
@@ -15,29 +15,29 @@ states, with the LoRA of a Linear (lora.py, LoRALinear) as the example and in th
     start       draws A, sets B = 0, and returns the adapter
     path_forward    s (x Aᵀ) Bᵀ, and a cache: what `kept` says, and the dropout mask
     path_backward   adds dA and dB to the gradients and returns dx of that path, by ops/lora.py
-                    Both are of a Parallel (parallel.py), whose base computes y beside it. Others state forward and
+                    Both are of a Parallel (parallel.py), whose path is added to the base's y. Others state forward and
                     backward (ia3.py)
-    factors     A, B and s of ΔW = s B A. Where ΔW is no such product: delta, ΔW itself; where b changes: merged
+    factors     A, B and s of ΔW = s B A. If ΔW is not such a product: delta, ΔW itself; if b changes: merged
 
-Few need the rest, each for the reason that is said here:
+Few need the rest, each for the reason given here:
 
-    start_options   start() takes more than the options, of which no file speaks            lora_base.py
-    inits           the ways to start are shared out among several classes                  lora_base.py
+    start_options   start() has arguments that are not options, and not saved               lora_base.py
+    inits           each class supports only some values of `init`                          lora_base.py
     modules_key     two classes adapt one type of layer, and a list says which of them      ia3.py
     tied_head       an embedding's adapter can serve the tied head too; always_tied: does   lora.py, token_rows.py
-    beside          it can stand in the config and the file of another variant              token_rows.py
+    companion       it can be stored in the config and the file of another variant          token_rows.py
 
     form            the options decide which slots there are                                lokr.py
-    sizes_for       its shapes have more letters than n_in, n_out and r                     token_rows.py
+    sizes_for       its shapes have letters other than n_in, n_out and r                    token_rows.py
     rank            r is not the option `r`                                                 adalora.py
     check           there is more to refuse than a wrong layer or option                    dora.py
     prepare         how a layer starts depends on the whole model, or on data               lora_base.py
     computed        a slot is not in the file, as it follows from the base                  lora_residual.py
-    makes_weight    A and B stand beside another weight than the layer's: weight_for        lora_loftq.py
+    replaces_weight A and B are added to another weight than the layer's: weight_for        lora_loftq.py
     draw_shared     all layers share a slot, drawn once                                     vera.py
-    fit_options     training needs a penalty, or something done after each step             adalora.py
+    fit_options     training needs a penalty, or a callback after each step                 adalora.py
     in_file         PEFT has another form of it                                             lora_residual.py
-    merges          it acts on some tokens only, so that no weight can hold it              alora.py
+    mergeable       it acts on some tokens only, so that no weight can hold it              alora.py
     join_parts      those on parts of a fused layer can be written as one on the whole      lora.py
 
 What all have follows in Adapter, and behind it what several variants use: sizes_of, uniform, and the errors
@@ -60,13 +60,13 @@ import numpy as np
 from ..backend import Array, Rng, generator
 from ..nn import Convolution, Costs, Embedding, FusedLinear, Gradients, LayerNorm, Linear, MetaArray, Module, Parameter
 from ..quantization import dense
-from .statements import Beside, Kept, Keys, Option, Products, Slot, decided, number, shape
+from .statements import Companion, Kept, Keys, Option, Products, Slot, number, shape, simplified
 
 Law = Callable[[Any, Array, Array, Gradients], float]  # (adapter, x, dy, its gradients) -> relative error
 
 
 class Adapter(Module):
-    """A frozen layer, `base`, and the tensors of the class's slots beside it."""
+    """A frozen layer, `base`, and the tensors of the class's slots."""
 
     is_adapter = True
     base: Any
@@ -78,14 +78,14 @@ class Adapter(Module):
         type[Linear] | type[Embedding] | type[LayerNorm] | type[Convolution]
     ]  # the layers that the class adapts
     targets: ClassVar[tuple[str, ...]] = ()
-    """Last names of the layers that it adapts by default. Where no class of a variant has any: all that they can."""
+    """Last names of the layers that it adapts by default. If no class of a variant has any: all that they can adapt."""
     slots: ClassVar[tuple[Slot, ...]]
     options: ClassVar[tuple[Option, ...]]
     peft_type: ClassVar[str]
     keys: ClassVar[Keys]
     kept: ClassVar[tuple[Kept, ...]]
     products: ClassVar[Products]
-    laws: ClassVar[Mapping[str, Law]] = {}  # what must hold of an adapter whose slots are off their start
+    laws: ClassVar[Mapping[str, Law]] = {}  # identities for any values of the slots; checked off their start
     examples: ClassVar[Mapping[str, Mapping[str, Any]]] = {"": {}}  # {what is special: options} that verify checks
 
     @classmethod
@@ -98,12 +98,12 @@ class Adapter(Module):
 
     def merged(self) -> tuple[Array, Array | None]:
         """W and b of a plain layer that computes the same, without dropout: W + ΔW by delta(), and b as it is. One that
-        is left as it is, is the base's own."""
+        does not change is the base's own array, not a copy."""
         bias = getattr(self.base, "bias", None)
         return self.dense() + self.delta(), None if bias is None else bias.data
 
     def delta(self) -> Array:
-        """ΔW, in the shape of W: s B A by factors(), else merged W - W. So a class states one of the three."""
+        """ΔW, in the shape of W: s B A, else merged W - W. A class implements one of factors(), delta(), merged()."""
         factors = self.factors()
         if factors is None:
             return dense(self.merged()[0]) - self.dense()
@@ -111,26 +111,26 @@ class Adapter(Module):
         return (s * (B @ A)).reshape(self.weight.data.shape)  # of a convolution, kernels
 
     def factors(self) -> tuple[Array, Array, float] | None:
-        """A (r, n), B (m, r) and s with ΔW = s B A, for a W (m, n), or kernels W as rows; None where ΔW is no such
+        """A (r, n), B (m, r) and s with ΔW = s B A, for a W (m, n), or kernels W as rows; None if ΔW is not such a
         product."""
         return None
 
     # ---- what few need ----
 
-    start_options: ClassVar[tuple[str, ...]] = ()  # what start() takes beside the options
+    start_options: ClassVar[tuple[str, ...]] = ()  # arguments of start() besides the options; they are not saved
     inits: ClassVar[tuple[str, ...]] = ()
-    """The values of the start option `init` that are this class's, where a variant has a class for each kind."""
+    """The values of the start option `init` that this class supports, if a variant has several classes for them."""
     modules_key: ClassVar[str] = ""
-    """Where two classes of a variant adapt one type of layer: the option of attach(), and key of PEFT's config, that
-    lists the layers of this class; without it they are its `targets`. The class without a modules_key adapts the
-    others."""
+    """If two classes of a variant adapt one type of layer: the option of attach(), and key of PEFT's config, that lists
+    the layers of this class; if it is not given, they are its `targets`. Other layers get the class without a
+    modules_key."""
     tied_head: ClassVar[type[Adapter] | None] = None
-    """Of an adapter of the token embedding: the class by which a head that is tied to it uses the same Parameters, with
-    ensure_weight_tying."""
-    always_tied: ClassVar[bool] = False  # also without ensure_weight_tying
-    beside: ClassVar[Beside | None] = None  # where an adapter may stand beside those of another variant
-    merges: Any = True  # False where it acts on some tokens only, which no weight can do
-    makes_weight: ClassVar[bool] = False  # weight_for() makes another, of a W in full precision
+    """For an adapter of the token embedding: the class for a head that is tied to it, which uses the same Parameters,
+    with ensure_weight_tying."""
+    always_tied: ClassVar[bool] = False  # use tied_head without ensure_weight_tying too
+    companion: ClassVar[Companion | None] = None  # how it is stored in the config and file of another variant
+    mergeable: Any = True  # False if the adapter acts on some tokens only: no single weight can
+    replaces_weight: ClassVar[bool] = False  # True if weight_for() makes a new weight of a W in full precision
 
     @classmethod
     def form(cls, base: Any, **options: Any) -> type[Adapter]:
@@ -139,8 +139,8 @@ class Adapter(Module):
 
     @classmethod
     def sizes_for(cls, base: Any, options: Mapping[str, Any]) -> dict[str, int]:
-        """{letter: its number}: n_in and n_out of the base, r where the variant has a rank, and what else the shapes
-        and formulas of the class are written in."""
+        """{letter: its value}: n_in and n_out of the base, r where the variant has a rank, and the other letters of the
+        class's shapes and formulas."""
         return sizes_of(base) | {"r": cls.rank(options)}
 
     @classmethod
@@ -158,8 +158,8 @@ class Adapter(Module):
     def prepare(
         cls, model: Module, layers: Mapping[str, Any], options: Mapping[str, dict[str, Any]]
     ) -> dict[str, dict[str, Any]]:
-        """{path: options of start()} for the layers to be adapted, from what attach() was given for each, where that
-        depends on the model as a whole. What is left out gets no adapter. The model is left as it was."""
+        """{path: options for start()} from `options`, {path: those given to attach()}. For variants in which a layer's
+        start depends on the whole model or on data. A path left out gets no adapter. The model is not changed."""
         return dict(options)
 
     @classmethod
@@ -169,8 +169,8 @@ class Adapter(Module):
 
     @classmethod
     def weight_for(cls, layer: Any, **options: Any) -> Parameter:
-        """The weight that the slots of a file stand beside: the layer's own, unless the class makes another of it. The
-        layer is left as it was. Raises ValueError for one that it cannot be made of."""
+        """The weight that the slots of a file belong to: the layer's own, unless the class makes another of it. The
+        layer is not changed. Raises ValueError if the weight cannot be made of this layer."""
         W: Parameter = layer.weight
         return W
 
@@ -187,12 +187,12 @@ class Adapter(Module):
 
     @classmethod
     def fit_options(cls, model: Module, steps: int) -> dict[str, Any]:
-        """What training.fit is to be given, to train the class's adapters on `model` for so many steps: a penalty, or
-        what is done after a step."""
+        """Arguments of training.fit for training the class's adapters on `model` for so many steps: a penalty, or a
+        callback after each step."""
         return {}
 
     def in_file(self) -> Adapter:
-        """The adapter that a file holds in the place of this one: itself, unless PEFT has another form of it."""
+        """The adapter that a file holds for this one: itself, unless PEFT has another form of it."""
         return self
 
     @classmethod
@@ -242,7 +242,7 @@ class Adapter(Module):
 
     @classmethod
     def trains_a_matrix(cls) -> bool:
-        """Whether it learns matrices of r rows or columns, so that a rank above min(in, out) is wasted."""
+        """Whether it trains matrices of r rows or columns, so that a rank above min(in, out) is wasted."""
         return any(slot.trained and "r" in slot.shape and len(slot.shape) == 2 for slot in cls.slots)
 
     @property
@@ -256,7 +256,7 @@ class Adapter(Module):
         return self.base.weight
 
     def dense(self) -> Array:
-        """W: numbers, also where the base is quantised."""
+        """W as an array, also if the base is quantised."""
         W: Array = self.base.dense()
         return W
 
@@ -271,7 +271,7 @@ class Adapter(Module):
 
     @property
     def learns(self) -> frozenset[str]:
-        """The names of the slots that are trained now."""
+        """The names of the slots that are trainable now."""
         return frozenset(name for name, parameter in self.own_parameters().items() if parameter.trainable)
 
     @property
@@ -284,7 +284,7 @@ class Adapter(Module):
         return y.shape[:-1]
 
     def costs(self, x: MetaArray, costs: Costs) -> MetaArray:
-        """Those of the base, and `kept` and `products`, without what only frozen slots need."""
+        """The base's costs, and `kept` and `products`, without what only frozen slots need."""
         learns = self.learns
         y = self.base.costs(x, costs)
         drops = costs.dropout and bool(getattr(self, "dropout", 0))
@@ -301,31 +301,31 @@ class Adapter(Module):
             if what in held:
                 costs.keep(self, "x, dropped" if drops and what == "x" else what, held[what], why)
 
-        off = frozenset(name for name, value in sizes.items() if value is False)
-        on = frozenset(name for name, value in sizes.items() if value is True)
+        false = frozenset(name for name, value in sizes.items() if value is False)
+        true = frozenset(name for name, value in sizes.items() if value is True)
 
         def of_learned(products: Mapping[tuple[str, ...], str]) -> list[str]:
             return [formula for slots, formula in products.items() if learns.intersection(slots)]
 
         def each_row(*formulas: str) -> str:
-            return f"n * ({' + '.join(f for f in (decided(f, on, off) for f in formulas) if f != '0') or 0})"
+            return f"n * ({' + '.join(f for f in (simplified(f, true, false) for f in formulas) if f != '0') or 0})"
 
-        forward = each_row(self.products.forward), decided(self.products.once, on, off)
+        forward = each_row(self.products.forward), simplified(self.products.once, true, false)
         dx = self.products.backward if x.needs_dx else self.products.without_dx
         all_rows = self.products.backward_once, *of_learned(self.products.gradients_once)
-        backward = each_row(dx, *of_learned(self.products.gradients)), *(decided(f, on, off) for f in all_rows)
+        backward = each_row(dx, *of_learned(self.products.gradients)), *(simplified(f, true, false) for f in all_rows)
         costs.multiply(self, "adapter", *({f: number(f, sizes) for f in formulas} for formulas in (forward, backward)))
         return replace(y, needs_dx=True) if learns and not y.needs_dx else y
 
 
 @contextmanager
-def as_it_learns(base: Module) -> Iterator[None]:
-    """What of the base learns before this block, learns after it, though a new adapter in the block froze it."""
-    learns = [parameter for parameter in base.parameters() if parameter.trainable]
+def preserve_trainable(base: Module) -> Iterator[None]:
+    """Keep parameters of the base trainable that a new adapter, made in this block, would freeze."""
+    trainable = [parameter for parameter in base.parameters() if parameter.trainable]
     try:
         yield
     finally:
-        for parameter in learns:
+        for parameter in trainable:
             parameter.trainable = True
 
 
@@ -347,13 +347,13 @@ def smaller_side(shape: tuple[int, ...]) -> int:
 
 
 def relative_difference(a: Array, b: Array) -> float:
-    """The largest difference, relative to the largest number of a."""
+    """The largest difference, relative to the largest entry of a."""
     return float(abs(a - b).max() / abs(a).max())
 
 
 def same_share(adapter: Adapter, x: Array, dy: Array, grads: Gradients) -> float:
-    """⟨p, dp⟩ is the same for every trained slot p where all are factors of one product: a number that moves from one
-    to another changes no output."""
+    """⟨p, dp⟩ is the same for every trained slot p if all are factors of one product: multiplying one by c and another
+    by 1/c changes no output."""
     terms = [p.data * grads[p] for p in adapter.own_parameters().values() if p.trainable]
     shares, scales = (np.array([float(x.sum()) for x in each]) for each in (terms, map(abs, terms)))
     return float(np.ptp(shares) / scales.max())

@@ -1,7 +1,7 @@
-"""BitFit: the biases learn, and nothing else (Ben Zaken et al., 2022). The maths is that of any bias, in ops/linear.py.
+"""BitFit: only the biases are trained (Ben Zaken et al., 2022). The maths is that of any bias, in ops/linear.py.
 
-To train the biases of the model itself is attach(..., train="bias"). As an adapter they are kept beside a base that
-stays as it is: merged, taken out again, written to a file of their own, and switched.
+To train the model's own biases, use attach(..., train="bias"). As an adapter, the new biases are separate from the
+unchanged base, so they can be merged, unmerged, saved to a file of their own, and switched.
 """
 
 from __future__ import annotations
@@ -24,11 +24,11 @@ def sum_over_rows(adapter: BitFitLinear, x: Array, dy: Array, grads: Gradients) 
 class BitFitCache(NamedTuple):
     base: Any
     learns: bool
-    below: bool  # whether anything reads what base.backward gives
+    runs_base_backward: bool  # whether anything reads its dx or gradients
 
 
 class BitFitLinear(Adapter):
-    """y = x Wᵀ + b             W (out, in), frozen   b (out,), in the place of the layer's own bias b₀
+    """y = x Wᵀ + b             W (out, in), frozen   b (out,), instead of the layer's own bias b₀
 
     At the start b = b₀. As b₀ is added already, y = base(x) + (b - b₀); nothing is kept for db = Σ dy.
     """
@@ -59,13 +59,13 @@ class BitFitLinear(Adapter):
     def forward(self, x: Array, inputs: Inputs = Inputs(), run: Pass = Pass()) -> tuple[Array, BitFitCache]:
         y, cb = self.base.forward(x, inputs, run)
         cb = cb._replace(needs_db=False)  # y does not depend on b₀
-        below = run.needs_dx or self.base.trainable
-        return y + (self.bitfit_b.data - self.base.bias.data), BitFitCache(cb, self.bitfit_b.trainable, below)
+        needed = run.needs_dx or self.base.trainable
+        return y + (self.bitfit_b.data - self.base.bias.data), BitFitCache(cb, self.bitfit_b.trainable, needed)
 
     def backward(self, dy: Array, cache: BitFitCache, grads: Gradients) -> Array | None:
         if cache.learns:
             grads.add(self.bitfit_b, ops.bias_gradients(dy))
-        return self.base.backward(dy, cache.base, grads) if cache.below else None
+        return self.base.backward(dy, cache.base, grads) if cache.runs_base_backward else None
 
     def merged(self) -> tuple[Array, Array | None]:
         """W as it is, and b"""

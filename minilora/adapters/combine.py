@@ -1,4 +1,4 @@
-"""Several adapters of a model into one, and how much they agree. The maths is in combining/, one way a file.
+"""Several adapters of a model into one, and how much they agree. The maths is in combining/, one method a file.
 
 adapters = Adapters(model)
 adapters.load("source", "runs/source")
@@ -33,12 +33,12 @@ from .spectrum import lora_svd, truncation_error
 
 
 class Layer(NamedTuple):
-    """What became of one layer."""
+    """The combined adapter of one layer, compared with the sum Σ."""
 
     rank: int  # of the combined adapter
     size: float  # ‖Σ‖
-    off: float  # ‖B A - Σ‖, of A and B in the dtype of the model
-    least: float  # the least that this rank allows, by the theorem of Eckart and Young
+    off: float  # its error ‖B A - Σ‖, of A and B in the dtype of the model
+    least: float  # the least error that this rank allows, by the theorem of Eckart and Young
 
 
 @blas_threads()
@@ -53,23 +53,23 @@ def combine(
     rng: Rng = 0,
 ) -> dict[str, Layer]:
     """Make one LoRA of those that `weights` names, each with its weight, and load it as `name`; return {dotted path of
-    a layer: what became of it}.
+    a layer: its Layer}.
 
-    A layer that only some of them adapt gets what those give. Layers that are trained whole beside adapters, such as a
-    classifier, come along as they are; two of the same layer have to be the same numbers.
+    A layer that only some of them adapt gets what those give. Layers that are trained whole, such as a classifier, are
+    copied as they are; if two adapters have one of the same layer, the two must be equal.
 
     how         a name of combining/: "cat", "svd", "linear", "ties", "ties_svd", ...
     rank        for "svd" and "..._svd": of each layer, or less where Σ has less; by default the largest of its adapters
-    density     for those that prune: the share of numbers that stays, above 0 and up to 1
+    density     for those that prune: the share of entries that stays, above 0 and up to 1
     rng         for "dare_...": a generator, or a seed for one
 
-    Variants whose ΔW is no product of two matrices, such as DoRA, are for "svd" and "..._svd".
+    Variants whose ΔW is not a product of two matrices, such as DoRA, are for "svd" and "..._svd".
     Raises ValueError for a name that is taken, an option that `how` does not read or needs, weights that are all 0 or
-    not finite, ranks that differ where A and B are summed apart, and adapters that are more than ΔW's of matrices:
-    another bias, W in another format (LoftQ), a head that is tied to an adapted embedding. Nothing is loaded then.
+    not finite, different ranks where A and B are summed separately, and adapters that change more than weight matrices
+    (a bias), replace W (LoftQ), or adapt an embedding together with its tied head. Nothing is loaded then.
     """
     options = checked(adapters, name, weights, how, rank, density, rng)
-    way, used = combinations()[how], {one: w for one, w in weights.items() if w}
+    method, used = combinations()[how], {one: w for one, w in weights.items() if w}
     found: dict[str, Layer] = {}
     made: dict[str, Adapter] = {}
     with adapters.base_alone():
@@ -77,16 +77,16 @@ def combine(
         whole = saved_whole(adapters, used)
         for path in [path for path, _ in adapters.model.named_modules()]:
             here = {one: layers[path] for one, layers in of_each.items() if path in layers}
-            if way.of_factors or (rank is None and "rank" in way.reads) or how == "cat":
+            if method.of_factors or (rank is None and "rank" in method.reads) or how == "cat":
                 check_are_products(path, here, how)
             summands, w = positive([factors_of(m) for m in here.values()], [used[one] for one in here])
             if not summands:
                 continue  # not adapted, or α = 0
             most = options.rank or max(len(A) for A, _, _ in summands)
             try:
-                A, B = way.make(summands, w, options._replace(rank=most))
+                A, B = method.make(summands, w, options._replace(rank=most))
             except ValueError as error:
-                raise ValueError(f"{path}: {error}: {how} is not for them, but cat, svd and NAME_svd are") from None
+                raise ValueError(f"{path}: {error}: {how} needs equal ranks; use cat, svd or a NAME_svd") from None
             made[path] = adapter = low_rank_adapter(adapters.model[path], A, B)
             found[path] = compared(path, cat(summands, w), adapter)
     if not made:
@@ -102,7 +102,7 @@ def combine(
 
 
 def off_the_sum(found: Mapping[str, Layer], least: bool = False) -> float:
-    """‖B A - Σ‖ / ‖Σ‖ over all layers together; `least`, of what the ranks allow. inf for a Σ of 0."""
+    """‖B A - Σ‖ / ‖Σ‖ over all layers together; with `least`, the least that the ranks allow. inf for a Σ of 0."""
     size = math.hypot(*(layer.size for layer in found.values()))
     off = math.hypot(*(layer.least if least else layer.off for layer in found.values()))
     return off / size if size else math.inf
@@ -139,9 +139,9 @@ def checked(
     density: float | None,
     rng: Rng,
 ) -> Options:
-    """The options of a way. Raises ValueError as combine() does."""
+    """The options of a method. Raises ValueError as combine() does."""
     if how not in combinations():
-        raise ValueError(f"no way to combine is called {how!r}: {choose_from(how, combinations())}")
+        raise ValueError(f"no method of combining is called {how!r}: {choose_from(how, combinations())}")
     adapters.check_name(name)
     if unknown := next((one for one in weights if one not in adapters.loaded), None):
         raise ValueError(f"no adapter is called {unknown!r}: {choose_from(unknown, adapters.loaded)}")
@@ -157,15 +157,15 @@ def checked(
     if rank is not None and rank < 1:
         raise ValueError(f"rank {rank!r} is not a whole number from 1 up")
     if "density" in reads and density is None:
-        raise ValueError(f"{how} needs a density, the share of numbers that stays: 0.5 keeps half")
+        raise ValueError(f"{how} needs a density, the share of entries that stays: 0.5 keeps half")
     if density is not None and not 0 < density <= 1:
         raise ValueError(f"density {density!r} is not a share above 0 and up to 1")
     return Options(rank or 0, 1.0 if density is None else density, generator(rng))
 
 
 def matrices_of(adapters: Adapters, name: str) -> dict[str, Adapter]:
-    """{dotted path: adapter} of a loaded adapter, while none is active. Raises ValueError where it is more than a ΔW of
-    matrices."""
+    """{dotted path: adapter} of a loaded adapter, while none is active. Raises ValueError where it changes more than
+    weight matrices."""
     found = {path: m.in_file() for path, m in adapters.loaded[name].items() if isinstance(m, Adapter)}
     for path, adapter in found.items():
         layer: Any = adapters.model[path]
@@ -201,15 +201,15 @@ def saved_whole(adapters: Adapters, names: Collection[str]) -> dict[str, Module]
 
 
 def check_are_products(path: str, here: Mapping[str, Adapter], how: str) -> None:
-    """Raise ValueError for an adapter whose ΔW is no product s B A of a rank."""
+    """Raise ValueError for an adapter whose ΔW is not a product s B A of a known rank."""
     for name, adapter in here.items():
         if adapter.factors() is None:
             instead = "give a rank" if how.endswith("svd") else "take svd or a NAME_svd, with a rank"
-            raise ValueError(f"{path}: {name} is {adapter.variant}, whose ΔW is no product B A of a rank: {instead}")
+            raise ValueError(f"{path}: {name} is {adapter.variant}, whose ΔW is not a product B A of a rank: {instead}")
 
 
 def factors_of(adapter: Adapter) -> Factors:
-    """ΔW = s B A in float64; where it is no such product, ΔW = I ΔW or ΔW I, with the smaller identity."""
+    """ΔW = s B A in float64; where it is not such a product, ΔW = I ΔW or ΔW I, with the smaller identity."""
     factors = adapter.factors()
     if factors is not None:
         A, B, s = factors
@@ -220,8 +220,8 @@ def factors_of(adapter: Adapter) -> Factors:
 
 
 def compared(path: str, total: tuple[np.ndarray, np.ndarray], adapter: Adapter) -> Layer:
-    """The adapter beside the sum, which is its A and B stacked (cat). No (out, in) matrix is formed: B A - Σ is a
-    product of stacked factors too."""
+    """The adapter compared with the sum, whose A and B are stacked in `total` (cat). No (out, in) matrix is formed:
+    B A - Σ is a product of stacked factors too."""
     A, B, _ = factors_of(adapter)
     if not (np.isfinite(A).all() and np.isfinite(B).all()):
         raise ValueError(f"{path}: the sum is too large for {adapter.weight.data.dtype}: give smaller weights")

@@ -1,4 +1,4 @@
-"""DoRA: LoRA, with a learned length for every row of W + s B A (Liu et al., 2024). The maths is in ops/dora.py."""
+"""DoRA: LoRA, with a trained magnitude for every row of W + s B A (Liu et al., 2024). The maths is in ops/dora.py."""
 
 from __future__ import annotations
 
@@ -27,9 +27,9 @@ def linear_in_m(adapter: DoRA, x: Array, dy: Array, grads: Gradients) -> float:
 
 
 def orthogonal_to_V(adapter: DoRA, x: Array, dy: Array, grads: Gradients) -> float:
-    """⟨V, dV⟩ = 0 in every row, and so ⟨B, dB⟩ = -⟨W, dV⟩: y stays when a row of W and of B grow by one factor.
+    """⟨V, dV⟩ = 0 in every row, and so ⟨B, dB⟩ = -⟨W, dV⟩: y does not change if a row of W and of B are scaled alike.
 
-    With the norm held constant it is broken.
+    It does not hold with through_norm=False.
     """
     W, A, B, m, s = adapter.tensors
     n, _ = ops.dora_norms(W, A, B, s)
@@ -41,9 +41,9 @@ def orthogonal_to_V(adapter: DoRA, x: Array, dy: Array, grads: Gradients) -> flo
 
 
 def angle(adapter: DoRA, x: Array, dy: Array) -> dict[str, float]:
-    """{"A": degrees, "B": degrees} between the gradient of A or B and what PEFT takes for it, with ‖V‖ held constant.
+    """{"A": degrees, "B": degrees} between the gradient of A or B and PEFT's, which holds ‖V‖ constant.
 
-    At this input and upstream gradient, without dropout; nan where one of the two is 0, as of A at the start.
+    At this input and upstream gradient, without dropout; nan if one of the two is 0, as of A at the start.
     """
     both = []
     for through_norm in (True, False):
@@ -68,8 +68,8 @@ def matrix(layer: Module) -> Array:
     return W.T if isinstance(base, Embedding) else W
 
 
-def lengths(lora: LoRA) -> Array:
-    """n (out,), the lengths of the rows of W + s B A."""
+def row_norms(lora: LoRA) -> Array:
+    """n (out,), the norms of the rows of W + s B A."""
     return ops.dora_norms(matrix(lora), lora.lora_A.data, lora.lora_B.data, lora.scaling)[0]
 
 
@@ -86,19 +86,19 @@ class DoRALayerCache(NamedTuple):
 
 
 class DoRA(LoRA):
-    """m ∘ V / ‖V‖ in the place of W, row by row, with V = W + s B A:       m (out,)    A, B and s as LoRA's
+    """m ∘ V / ‖V‖ instead of W, row by row, with V = W + s B A:       m (out,)    A, B and s as LoRA's
 
     Liu et al. (2024), equation 5. At the start V = W and m = ‖W‖, by the same function as in forward: m / ‖V‖ is 1, and
-    y the base's to the last bit. The gradient goes through the norm. With through_norm=False ‖V‖ is held constant on
-    the way back, as the paper's section 4.3 and PEFT do: the same outputs, and a training that is PEFT's. Its files do
-    not say it. ‖W‖ is computed in every forward, for about the cost of one more row of x: a number that is kept would
-    have to follow W to another dtype or device.
+    y the base's to the last bit. The gradient goes through the norm. With through_norm=False ‖V‖ is held constant in
+    the backward, as in the paper's section 4.3 and PEFT: the outputs are the same, and training is PEFT's; files do not
+    record the option. ‖W‖ is recomputed in every forward, at about the cost of one more row of x: a stored norm would
+    have to be updated with the dtype and device of W.
     """
 
     variant = "dora"
     lora: ClassVar[type[LoRA]]  # whose A and B it starts with
     keys = LoRA.keys._replace(
-        inits=tuple(init for init in LoRA.keys.inits if init != "mica"),  # which PEFT has not with DoRA
+        inits=tuple(init for init in LoRA.keys.inits if init != "mica"),  # which PEFT lacks for DoRA
         fixed={**LoRA.keys.fixed, "use_dora": True},
     )
     options = (*LoRA.options, Option("through_norm", "", True))
@@ -123,7 +123,7 @@ class DoRA(LoRA):
         cls.check(base, through_norm=through_norm, **options)
         lora: Any = cls.lora.start(base, rng=rng, **options)
         options = {**lora.settings, "through_norm": through_norm}
-        return cls.of(base, {**lora.own_parameters(), "lora_magnitude_vector": lengths(lora)}, **options)
+        return cls.of(base, {**lora.own_parameters(), "lora_magnitude_vector": row_norms(lora)}, **options)
 
     @property
     def tensors(self) -> tuple[Array, Array, Array, Array, float]:
@@ -131,7 +131,7 @@ class DoRA(LoRA):
         return matrix(self), self.lora_A.data, self.lora_B.data, self.lora_magnitude_vector.data, self.scaling
 
     def cached(self, base: Any, x: Array, h: Array, cache: ops.DoRACache, keep: Array | None = None) -> DoRALayerCache:
-        """What backward needs, and no more. Raises ValueError where W trains: its gradient is not computed here."""
+        """What backward needs, and no more. Raises ValueError if W is trained: its gradient is not computed here."""
         if self.weight.trainable:
             raise ValueError("the weight that DoRA adapts must stay frozen: take its layer out of `train`")
         A, B, m = self.lora_A.trainable, self.lora_B.trainable, self.lora_magnitude_vector.trainable
@@ -155,7 +155,7 @@ class DoRA(LoRA):
     def merged(self) -> tuple[Array, Array | None]:
         """W' = m ∘ V / ‖V‖, and the bias"""
         W, A, B, m, s = self.tensors
-        merged = (m / lengths(self))[:, None] * (W + s * (B @ A))
+        merged = (m / row_norms(self))[:, None] * (W + s * (B @ A))
         bias = getattr(self.base, "bias", None)
         return merged.T if isinstance(self.base, Embedding) else merged, None if bias is None else bias.data
 
@@ -163,12 +163,12 @@ class DoRA(LoRA):
 class DoRALinear(DoRA):
     """y = g ∘ (x Wᵀ + s (x Aᵀ) Bᵀ) + b         g = m / ‖V‖     A (r, in)   B (out, r)   m (out,)
 
-    A and B start as LoRALinear's. Dropout is PEFT's. With x̃ = x ∘ keep in the place of x,
+    A and B start as LoRALinear's. Dropout is PEFT's. With x̃ = x ∘ keep instead of x,
 
         y  = x Wᵀ + b - x̃ Wᵀ + g ∘ (x̃ Wᵀ + s (x̃ Aᵀ) Bᵀ)
         dx = dy W + keep ∘ (du W - dy W + dh A)             du = g ∘ dy     dh = s du B
 
-    so what W computes has no noise as long as g = 1; W multiplies twice, in both directions.
+    so W's product is free of dropout noise while g = 1; it is computed twice, in forward and in backward.
     Raises ValueError as LoRALinear does, for a W with a row of zeros, and in forward for a W that is trained.
     """
 
@@ -234,9 +234,9 @@ class DoRALinear(DoRA):
 
     @classmethod
     def join_parts(cls, base: FusedLinear, parts: list[Any]) -> DoRALinear:
-        """With A and B as LoRALinear joins them; the m of a part that is not adapted is the length of its rows of W."""
+        """With A and B as LoRALinear joins them; the m of a part that is not adapted is the norm of its rows of W."""
         lora = LoRALinear.join_parts(base, parts)
-        xp, n = lora.weight.xp, lengths(lora)
+        xp, n = lora.weight.xp, row_norms(lora)
         each = zip(parts, base.split(n), strict=True)
         m = xp.concatenate([part.lora_magnitude_vector.data if part.is_adapter else n for part, n in each])
         return cls.of(base, {**lora.own_parameters(), "lora_magnitude_vector": m}, **lora.settings)
@@ -245,9 +245,9 @@ class DoRALinear(DoRA):
 class DoRAEmbedding(DoRA):
     """y = g ∘ (W[ids] + s (A[:, ids])ᵀ Bᵀ)         g = m / ‖V‖     A (r, V)   B (C, r)   m (C,)
 
-    V = W + s (B A)ᵀ (V, C), and a length for each of its columns, which is the axis that PEFT has. A and B start as
+    V = W + s (B A)ᵀ (V, C), with a magnitude for each of its columns, the axis that PEFT has. A and B start as
     LoRAEmbedding's; there is no dropout, and a tied head stays the base's.
-    Raises ValueError as DoRALinear does, for a base that is no plain Embedding.
+    Raises ValueError as DoRALinear does, for a base that is not a plain Embedding.
     """
 
     base_type = Embedding

@@ -86,7 +86,7 @@ class IA3Linear(IA3):
 class IA3FeedForwardCache(NamedTuple):
     base: Any
     x: Array | None  # (..., in)    None where l is frozen
-    below: bool
+    needs_dx: bool
 
 
 class IA3FeedForward(IA3):
@@ -110,7 +110,7 @@ class IA3FeedForward(IA3):
         dz = self.base.backward(dy, cache.base, grads)
         if cache.x is not None:
             grads.add(self.ia3_l, ops.ia3_gradients(dz, cache.x))
-        return ops.ia3_backward(dz, self.ia3_l.data) if cache.below else None
+        return ops.ia3_backward(dz, self.ia3_l.data) if cache.needs_dx else None
 
     def merged(self) -> tuple[Array, Array | None]:
         """l ∘ W (columns), and b as it is"""

@@ -1,6 +1,6 @@
-"""What a merge into fewer bits keeps of a model's adapters, layer by layer, before it is done.
+"""How much of each adapter's ΔW would survive a merge into a quantized format, predicted and measured layer by layer.
 
-The laws are in quantization/forecast.py.
+The error model is in quantization/forecast.py.
 
     found = kept_by_merge(model, "nf4")
     share_kept(found), found["block_0.attention.q_proj"].measured.cos
@@ -27,7 +27,7 @@ from .recording import record
 
 
 class OutputError(NamedTuple):
-    """Of the outputs of a layer over a batch, the rms of what ΔW adds, and of the error that a merge makes."""
+    """The rms, over a layer's outputs for a batch, of what ΔW adds and of the error of a merge."""
 
     added: float
     foretold: float
@@ -37,7 +37,7 @@ class OutputError(NamedTuple):
 class LayerKept(NamedTuple):
     foretold: Kept
     measured: Kept
-    on_the_grid: bool  # W lies in the format already, as that of a base that was loaded so
+    on_the_grid: bool  # W is representable in the format, as that of a base that was loaded in it
     y: OutputError | None  # None without a batch, and of an embedding
 
 
@@ -46,7 +46,7 @@ def kept_by_merge(model: Transformer, format: str, batch: Batch | None = None) -
 
     A base that is Quantized is merged from its Ŵ. With a batch, the adapted model reads it, and the errors of the
     layers' outputs are those for its x. Matrices whose ΔW is 0 are left out, and so are those that stay in float32, as
-    classifiers do. The model is left as it was. Raises ValueError as quantize() does.
+    classifiers do. The model is not changed. Raises ValueError as quantize() does.
     """
     formats, found = formats_for(model, format), {}
     adapters = {path: adapter for path, adapter in to_merge(model).items() if adapter.weight in formats}
@@ -54,7 +54,7 @@ def kept_by_merge(model: Transformer, format: str, batch: Batch | None = None) -
     if batch is not None:
         linear = [path for path, adapter in adapters.items() if isinstance(adapter.base, Linear)]
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # what is untied, is so for a moment
+            warnings.simplefilter("ignore")  # of untied weights: unmerge() follows
             merge(model)
         try:
             moments = record(model, {path: model[path] for path in linear}, [batch], "inputs")  # type: ignore[misc]
@@ -77,6 +77,6 @@ def kept_by_merge(model: Transformer, format: str, batch: Batch | None = None) -
 
 
 def share_kept(found: Mapping[str, LayerKept]) -> float:
-    """How much of ΔW is kept of all layers together, Σ⟨kept, ΔW⟩ / Σ‖ΔW‖², measured; 1 where no matrix changes."""
+    """The share of ΔW that is kept over all layers together, Σ⟨kept, ΔW⟩ / Σ‖ΔW‖², measured; 1 if `found` is empty."""
     each = [layer.measured for layer in found.values()]
     return sum(kept.along for kept in each) / sum(kept.delta for kept in each) if each else 1.0

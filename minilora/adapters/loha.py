@@ -1,4 +1,4 @@
-"""LoHa: a frozen layer, and a product of two low-rank paths, number by number (Yeh et al., 2024). The maths is in
+"""LoHa: a frozen layer plus ΔW, the elementwise product of two low-rank matrices (Yeh et al., 2024). The maths is in
 ops/loha.py.
 
 PEFT's names: hada_w1_a is B₁, hada_w1_b is A₁, hada_w2_a is B₂, and hada_w2_b is A₂.
@@ -28,7 +28,7 @@ class LoHaCache(NamedTuple):
 class LoHaLinear(Parallel):
     """y = x W₀ᵀ + b + x ΔWᵀ        ΔW = s (B₁A₁) ∘ (B₂A₂)      A₁, A₂ (r, in)   B₁, B₂ (out, r)   s = α/r
 
-    At the start A₂ = 0, so y is the base's; A₁ is uniform within ±1/√in, and B₁ and B₂ within ±1/√r, as PEFT's. PEFT
+    At the start A₂ = 0, so y is the base's; A₁ is uniform within ±1/√in, and B₁ and B₂ within ±1/√r, as in PEFT. PEFT
     rounds s to float32: in float64 its layer computes the same where α/r is a float32, else a ΔW that is off by 6e-8.
     """
 

@@ -1,4 +1,4 @@
-"""LoKr: a frozen layer, and a Kronecker product of two small matrices, the second whole or of low rank (Yeh et al.,
+"""LoKr: a frozen layer plus ΔW, a Kronecker product of two small matrices, the second whole or of low rank (Yeh et al.,
 2024). The maths is in ops/lokr.py."""
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ EACH_ROW = "2 * i1 * o2 * (i2 + o1)"
 
 class LoKrCache(NamedTuple):
     base: Any
-    x: Array | None  # (..., in)    None where nothing learns
+    x: Array | None  # (..., in)    None where nothing is trained
     learns: frozenset[str]  # names of slots
 
 
@@ -26,7 +26,7 @@ class LoKrLinear(Parallel):
     """y = x W₀ᵀ + b + x ΔWᵀ        ΔW = s w₁ ⊗ w₂      w₁ (o₁, i₁)   w₂ (o₂, i₂)   s = α/r, though w₂ is not of rank r
 
     decompose_factor splits out = o₁ o₂ and in = i₁ i₂ (ops.lokr_sizes). At the start w₁ = 0, so y is the base's; the
-    rest is uniform within ±1/√(number of columns), as PEFT's. A w₁ of low rank, PEFT's decompose_both, is refused.
+    rest is uniform within ±1/√(number of columns), as in PEFT. A w₁ of low rank, PEFT's decompose_both, is refused.
     """
 
     variant = "lokr"

@@ -1,4 +1,4 @@
-"""LoRA of a Linear and of an Embedding: frozen, and a low-rank path beside it (Hu et al., 2021). The maths is in
+"""LoRA of a Linear and of an Embedding: frozen, with a low-rank path parallel to it (Hu et al., 2021). The maths is in
 ops/lora.py and ops/lora_embedding.py, and what all its layers share in lora_base.py."""
 
 from __future__ import annotations
@@ -19,18 +19,19 @@ from .statements import Kept, Products, Slot
 
 
 def gradient_at_the_start(adapter: LoRA, x: Array, dy: Array, grads: Gradients) -> float:
-    grads = at_the_start(adapter, x, dy)
+    grads = gradients_at_zero_B(adapter, x, dy)
     return float(abs(grads[adapter.lora_A]).max() / abs(grads[adapter.lora_B]).max())
 
 
 def first_step(adapter: LoRA, x: Array, dy: Array, grads: Gradients) -> float:
-    grads = at_the_start(adapter, x, dy)
+    grads = gradients_at_zero_B(adapter, x, dy)
     A, G, s, eta = adapter.lora_A.data, ops.linear_gradients(dy, x), adapter.scaling, 0.37
     SGD(adapter.trainable_parameters(), lr=eta).step(grads)
     return relative_difference(adapter.delta(), -eta * s**2 * G @ A.T @ A)
 
 
-def at_the_start(adapter: LoRA, x: Array, dy: Array) -> Gradients:
+def gradients_at_zero_B(adapter: LoRA, x: Array, dy: Array) -> Gradients:
+    """The adapter's B is 0 afterwards."""
     adapter.lora_B.data = 0 * adapter.lora_B.data
     grads = Gradients()
     adapter.backward(dy, adapter.forward(x)[1], grads)
@@ -39,7 +40,7 @@ def at_the_start(adapter: LoRA, x: Array, dy: Array) -> Gradients:
 
 def in_blocks(fused: FusedLinear, parts: list[np.ndarray | None]) -> np.ndarray:
     """B of the layer `fused` (Σ out, Σ r), from the B (out, r) of each part, None for one that is not adapted: each in
-    rows and columns of its own, zeros elsewhere."""
+    its own rows and columns, zeros elsewhere."""
     adapted = [B for B in parts if B is not None]
     whole = np.zeros((fused.ends[-1], sum(B.shape[1] for B in adapted)), adapted[0].dtype)
     column = 0
@@ -60,12 +61,12 @@ class LoRALinearCache(NamedTuple):
 class LoRALinear(Parallel, LoRA):
     """y = x W₀ᵀ + b + s (x Aᵀ) Bᵀ         A (r, in)   B (out, r)   s = α/r, or α/√r (rsLoRA)
 
-    Hu et al. (2021), equation 3. At the start y is the base's: B = 0, and A is uniform within ±1/√in, as PEFT's, or
+    Hu et al. (2021), equation 3. At the start y is the base's: B = 0, and A is uniform within ±1/√in, as in PEFT, or
     `init` is another name of initialisations/, whose function may look at `data`. Dropout acts on the adapter's input
-    alone. `base`, a Linear, is frozen and kept. A rank above min(in, out) is allowed, as in PEFT, though B A can be of
+    only. `base`, a Linear, is frozen and kept. A rank above min(in, out) is allowed, as in PEFT, though B A can be of
     no higher rank than that.
-    Raises ValueError for a base that is no plain Linear, a rank below 1, an `rng` that is neither a seed nor a
-    generator, and an init of another class or without its data; the base is then as it was.
+    Raises ValueError for a base that is not a plain Linear, a rank below 1, an `rng` that is neither a seed nor a
+    generator, and an init of another class or without its data; the base is then unchanged.
     """
 
     base_type = Linear
@@ -141,10 +142,10 @@ class LoRAEmbeddingCache(NamedTuple):
 class LoRAEmbedding(Parallel, LoRA):
     """y = W₀[ids] + s (A[:, ids])ᵀ Bᵀ      A (r, V)   B (C, r)   s = α/r, or α/√r (rsLoRA)
 
-    At the start A = 0 and B is normal, the other way round than in LoRALinear: as PEFT's and loralib's. There is no
-    dropout, as ids have none. Where a head is tied to the embedding, the head stays the base's: the adapter acts on
-    the input alone, as PEFT's does.
-    Raises ValueError as LoRALinear does, for a base that is no plain Embedding.
+    At the start A = 0 and B is normal, the reverse of LoRALinear, as in PEFT and loralib. There is no dropout, as ids
+    have none. If a head is tied to the embedding, the head stays the base's: the adapter acts on the input only, as in
+    PEFT.
+    Raises ValueError as LoRALinear does, for a base that is not a plain Embedding.
     """
 
     base_type = Embedding
@@ -182,7 +183,7 @@ class LoRAEmbedding(Parallel, LoRA):
 
 
 class TiedLoRALinear(Parallel, LoRA):
-    """The other use of an adapted embedding, by the head that is tied to it, with the same W₀, A and B:
+    """The head that is tied to an adapted embedding, with the same W₀, A and B:
 
         y = x (W₀ + s (B A)ᵀ)ᵀ + b = x W₀ᵀ + b + s (x B) A          x (..., C)   A (r, V)   B (C, r)   y (..., V)
 
@@ -190,9 +191,9 @@ class TiedLoRALinear(Parallel, LoRA):
 
         dA = s hᵀ dy         dB = xᵀ dh         dx = dh Bᵀ
 
-    which are added to what the embedding gives to the same two Parameters: one array each, moved once a step. (PEFT
-    0.21.2 has a second pair of Parameters over the same memory here. Each is stepped, by its own half of the
-    gradient, so what they share moves up to twice as far.)
+    which are added to the embedding's gradients of the same two Parameters: one array each, updated once a step. (PEFT
+    0.21.2 has a second pair of Parameters over the same memory here. The optimizer updates both, each by its own half
+    of the gradient, so what they share moves up to twice as far.)
     """
 
     slots = (  # PEFT's file holds them as the A and B of a Linear: transposed, under each other's name

@@ -1,5 +1,5 @@
-"""What LoRA is on every type of layer: its options, its keys in PEFT's config, and how A and B begin, by the functions
-of initialisations/."""
+"""LoRA on every type of layer: its options, its keys in PEFT's config, and how A and B start, by the functions of
+initialisations/."""
 
 from __future__ import annotations
 
@@ -27,19 +27,19 @@ R, ALPHA = 8, 16.0  # by default
 
 
 def exchange(adapter: LoRA, x: Array, dy: Array, grads: Gradients) -> float:
-    """Bᵀ dB = dA Aᵀ: an invertible factor that moves from B to A changes no output."""
+    """Bᵀ dB = dA Aᵀ: B M⁻¹ and M A give the same output for every invertible M."""
     A, B = adapter.lora_A, adapter.lora_B
     return relative_difference(B.data.T @ grads[B], grads[A] @ A.data.T)
 
 
 class LoRA(Adapter):
-    """s B A beside a frozen layer:         A (r, in)   B (out, r)   s = α/r, or α/√r (rsLoRA)"""
+    """s B A added to a frozen layer:       A (r, in)   B (out, r)   s = α/r, or α/√r (rsLoRA)"""
 
     variant = "lora"
     peft_type = "LORA"
     keys = Keys(
         init="init_lora_weights",
-        # PEFT 0.21.2, tuners/lora/layer.py: these leave W as it is
+        # PEFT 0.21.2, tuners/lora/layer.py: these do not change W
         inits=(True, False, "gaussian", "eva", "orthogonal", "mica"),
         fixed={
             **{"use_dora": False, "lora_bias": False, "use_qalora": False, "use_bdlora": None},
@@ -51,7 +51,7 @@ class LoRA(Adapter):
             *("eva_config", "corda_config", "loftq_config", *LOFTQ_KEYS, "lora_ga_config"),
             *("megatron_core", "qalora_group_size"),
         ),
-        beside=("trainable_token_indices",),
+        companions=("trainable_token_indices",),
     )
     options: ClassVar[tuple[Option, ...]] = (
         Option("r", "r", 8, "rank_pattern"),
@@ -62,7 +62,7 @@ class LoRA(Adapter):
     start_options: ClassVar[tuple[str, ...]] = ("init", "data", "rho")
     inits: ClassVar[tuple[str, ...]] = ("uniform", "gaussian")
     unread: ClassVar[tuple[str, ...]] = ("rho", "quantize", "rounds")
-    """What attach() takes for other classes of the variant, or for the layers as a whole, and start() leaves out."""
+    """Options of attach() that start() ignores: they are for other classes of the variant, or used in prepare()."""
     laws: ClassVar[dict[str, Law]] = {"Bᵀ dB = dA Aᵀ": exchange}
     examples: ClassVar[dict[str, dict[str, Any]]] = {
         "": {"r": 3, "alpha": 5},
@@ -143,7 +143,7 @@ class LoRA(Adapter):
     def begin(
         cls, base: Module, init: str, r: int, s: float, rng: Rng | None = None, data: Data = Data(), **own: Any
     ) -> Start:
-        """A and B, by the function of initialisations/ that is called `init`, with options of its own. Raises
+        """The Start by the function of initialisations/ that is called `init`, with options of its own. Raises
         ValueError as it does."""
         W = to_numpy(base.dense())  # type: ignore[attr-defined]
         W = W.reshape(len(W), -1)  # kernels as a matrix over windows

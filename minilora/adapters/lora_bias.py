@@ -18,7 +18,7 @@ from .statements import Slot
 
 
 def scaled_with_the_path(adapter: LoRABiasLinear, x: Array, dy: Array, grads: Gradients) -> float:
-    """dc = s db: c moves y as the base's bias does, by s times as much."""
+    """dc = s db: y depends on s c as on the base's bias b."""
     return relative_difference(grads[adapter.lora_B_bias], adapter.scaling * rows(dy).sum(axis=0))
 
 

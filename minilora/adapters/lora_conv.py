@@ -1,4 +1,4 @@
-"""LoRA on a convolution: a kernel A beside the frozen W, and a B for each position. The maths is in
+"""LoRA on a convolution: a path parallel to the frozen W, with a kernel A, and a B at each position. The maths is in
 ops/lora_convolution.py.
 
 Two libraries give A and B two shapes (W (out, in, k, k), α and s = α/r as always):
@@ -6,13 +6,13 @@ Two libraries give A and B two shapes (W (out, in, k, k), α and s = α/r as alw
     PEFT        A (r, in, k, k)   B (out, r, 1, 1)      ΔW = s B A₂, as here
     loralib     A (r k, in k)     B (out k, r k)        ΔW = s (B A), read off as (out, in, k, k)
 
-loralib's product B A is (out k, in k), so that r is multiplied by k on either side, and the rows of its matrix are no
-windows: the k rows that make up one output each hold a k-th of the numbers of a window. With B₂ (out, r k²), which is B
+loralib's product B A is (out k, in k), so that r is multiplied by k on either side, and the rows of its matrix are not
+windows: each of the k rows of one output channel holds a k-th of a window's entries. With B₂ (out, r k²), which is B
 read off in rows, and I_k the unit matrix, that is
 
     ΔW₂ = s B₂ (I_k ⊗ A)                                of rank r k² at most
 
-which from_loralib() returns as A and B in PEFT's shapes. In 1-D B A has out k · in k numbers and W out · in · k, so
+which from_loralib() returns as A and B in PEFT's shapes. In 1-D B A has out k · in k entries and W out · in · k, so
 loralib's Conv1d raises in its first forward.
 """
 
@@ -50,8 +50,8 @@ class LoRAConvolution(LoRA):
     """y = W ⋆ x + b + s B (A ⋆ x)       A (r, in, *kernel)   B (out, r)   s = α/r, or α/√r (rsLoRA)
 
     A has the kernel, stride, padding and dilation of the base. At the start y is the base's: B = 0, and A is uniform
-    within ±1/√(in K), K the numbers of a kernel, as PEFT's; or `init` is "gaussian". Dropout acts on the adapter's
-    input alone. `base`, a Conv1d or Conv2d, is frozen and kept.
+    within ±1/√(in K), with K the size of a kernel, as in PEFT; or `init` is "gaussian". Dropout acts on the adapter's
+    input only. `base`, a Conv1d or Conv2d, is frozen and kept.
     Raises ValueError as LoRALinear does, for a base that is of another type.
     """
 
@@ -74,7 +74,7 @@ class LoRAConvolution(LoRA):
 
     @classmethod
     def sizes_for(cls, base: Convolution, options: Mapping[str, Any]) -> dict[str, int]:
-        """n_in and n_out, the channels; r; k1 and k2, the kernel along each axis, and k, its numbers."""
+        """n_in and n_out, the channels; r; k1 and k2, the kernel along each axis, and k, its size."""
         n_out, n_in, *kernel = base.weight.data.shape
         along = {f"k{i}": n for i, n in enumerate(kernel, 1)}
         return {"n_in": n_in, "n_out": n_out, "r": cls.rank(options), **along, "k": int(np.prod(kernel))}

@@ -1,5 +1,5 @@
-"""LoRA-FA: LoRA whose A stays as it was drawn, so that no input is kept (Zhang et al., 2023). The maths is in
-ops/lora.py: B's gradient, and dx.
+"""LoRA-FA: LoRA with a frozen random A, so that no input is kept (Zhang et al., 2023). The maths is in ops/lora.py: B's
+gradient, and dx.
 
 Its optimizer preconditions dB, as an option of ours: AdamW(parameters, lr, precondition=precondition(model)).
 """
@@ -35,7 +35,7 @@ def preconditioned_step(adapter: LoRAFALinear, x: Array, dy: Array, grads: Gradi
 
 
 def moved_by(optimizer: SGD, adapter: LoRAFALinear, grads: Gradients) -> Array:
-    """By how much a step changes ΔW. The adapter is afterwards as it was."""
+    """By how much a step changes ΔW. The step is undone."""
     B, before = adapter.lora_B.data, adapter.delta()
     optimizer.step(grads)
     change = adapter.delta() - before
@@ -46,9 +46,9 @@ def moved_by(optimizer: SGD, adapter: LoRAFALinear, grads: Gradients) -> Array:
 class LoRAFALinear(LoRALinear):
     """y = x W₀ᵀ + b + s (x Aᵀ) Bᵀ         A (r, in) frozen   B (out, r)   s = α/r, or α/√r (rsLoRA)
 
-    As LoRALinear, but A is frozen: h = x Aᵀ is kept, r numbers a row, and not x. Every update lies in the rows of A,
-    ΔW = s B A. The files are those of a plain LoRA, which do not say that A was frozen: who loads one gets a
-    LoRALinear, whose A learns. There is no LoRA-FA of an embedding: its A starts at 0, and frozen it would stay there.
+    As LoRALinear, but A is frozen: h = x Aᵀ is kept, r values a row, and not x. Every update lies in the rows of A,
+    ΔW = s B A. The files are those of a plain LoRA, which do not say that A was frozen: loading one gives a LoRALinear
+    with a trainable A. There is no LoRA-FA of an embedding: its A starts at 0, and frozen it would stay there.
     Raises ValueError as LoRALinear does.
     """
 

@@ -1,4 +1,4 @@
-"""LoRA beside a W in few bits, for whose loss A and B begin to make up. The start is in initialisations/loftq.py."""
+"""LoRA on a W in few bits, with an A and B that begin by compensating its error, as initialisations/loftq.py says."""
 
 from __future__ import annotations
 
@@ -16,24 +16,26 @@ from .statements import Option
 
 
 class LoftQLinear(LoRALinear):
-    """LoRALinear beside Q, its W in few bits, with A and B at the best of rank r for W - Q (initialisations/loftq.py).
+    """A LoRALinear whose W is Q, in few bits, and whose s B A starts as the best approximation of rank r of W - Q.
 
     `base` becomes a new layer that holds Q as codes, with the bias of the one that is given, which is not written to.
-    `quantize` is the format of Q (quantization/), and `rounds` the paper's T. y begins near the layer's, not as it.
+    `quantize` is the format of Q (quantization/), and `rounds` the paper's T. y starts close to the layer's, not equal.
 
-    A file holds A and B, and how Q was made: on a W that is not Quantized, Q is made again; one that is, is Q itself,
-    or its hash is not the file's. PEFT's own files are read the same way, and ours by PEFT on a machine with CUDA. What
-    PEFT does not have, or gets wrong, it refuses by its name: "nf4" in the place of 4 bits.
-    Raises ValueError as LoRALinear does, for a W that is Quantized, of which nothing is known that could be made up
-    for, and for a part of a fused layer, whose matrix is that of the others too.
+    A file holds A and B, and how Q was made. Q is recomputed from a W that is not Quantized; a W that is, is taken as
+    Q, and its hash must be the file's. PEFT's own files are read the same way, and ours by PEFT on a machine with CUDA.
+    For a format or layer that PEFT lacks or handles wrongly, the file has a name, "nf4", not 4 bits: PEFT refuses it.
+    Raises ValueError as LoRALinear does, for a W that is Quantized already, whose rounding error is not known, and for
+    a part of a fused layer, which shares its weight with the other parts.
     """
 
     base_type = Linear
     keys = LoRA.keys._replace(
-        inits=("loftq",), not_transposed=("loftq",), ignored=tuple(k for k in LoRA.keys.ignored if k not in LOFTQ_KEYS)
+        inits=("loftq",),
+        wrong_transposed=("loftq",),
+        ignored=tuple(k for k in LoRA.keys.ignored if k not in LOFTQ_KEYS),
     )
     inits = tuple(name for name, init in INITS.items() if init.quantizes)
-    makes_weight = True
+    replaces_weight = True
     unread = "rng", "rho", "init", "data"
     options = (
         *LoRA.options,
@@ -79,11 +81,11 @@ class LoftQLinear(LoRALinear):
         super().check(base, **options)
         format_named(options.get("quantize", "nf4"))
         if isinstance(base, Part):
-            raise ValueError("it is a part of a fused layer, and LoftQ makes another of the whole: name that, qkv_proj")
+            raise ValueError("it is a part of a fused layer, and LoftQ replaces the whole's weight: target qkv_proj")
 
     @classmethod
     def weight_for(cls, layer: Linear, **options: Any) -> Parameter:
-        """Q, made again from W."""
+        """Q, recomputed from W."""
         given, held = cls.defaults() | options, layer.weight.data
         if not isinstance(held, Quantized):
             with blas_threads():
@@ -91,7 +93,7 @@ class LoftQLinear(LoRALinear):
             return Parameter(Q.to(layer.weight.xp), trainable=False)
         if held.name != given["quantize"]:
             raise ValueError(
-                f"the adapter makes up for what {given['quantize']} loses, and this layer is held in {held.name}: load "
-                "the model without quantize"
+                f"the adapter compensates the error of {given['quantize']}, and this layer is held in {held.name}: "
+                "load the model without quantize"
             )
         return layer.weight

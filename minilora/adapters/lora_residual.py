@@ -1,4 +1,4 @@
-"""LoRA beside what is left of W where the start of A and B is taken from it."""
+"""LoRA on the residual of W, for initialisations that take A and B from W."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import Any, ClassVar
 from .. import ops
 from ..backend import Array, get_array_module
 from ..nn import FusedLinear, Gradients, Linear, Parameter, Pass
-from .base import Law, as_it_learns, relative_difference
+from .base import Law, preserve_trainable, relative_difference
 from .lora import LoRALinear, LoRALinearCache
 from .lora_base import INITS, LoRA, scale
 from .statements import Option, Slot
@@ -29,18 +29,18 @@ def lora_beside_the_residual(adapter: ResidualLoRALinear, x: Array, dy: Array, g
 class ResidualLoRALinear(LoRALinear):
     """y = x W₀ᵀ + b + s (x Aᵀ) Bᵀ - s (x A₀ᵀ) B₀ᵀ       A₀ (r, in)   B₀ (out, r)   the start of A and B, frozen
 
-    LoRA beside the residual W₀ - s B₀ A₀, for the initialisations that take A₀ and B₀ from W (PiSSA, OLoRA, CorDA,
-    LoRA-GA): what W₀ would give up, A and B have. W₀ itself stays, so merging and unmerging change no bit of it, and
-    other adapters share it; the price is r (in + out) numbers, and as many multiplications for each row in each pass.
+    LoRA on the residual W₀ - s B₀ A₀, for the initialisations that take A₀ and B₀ from W (PiSSA, OLoRA, CorDA,
+    LoRA-GA). W₀ is not changed: A₀ and B₀ are stored instead, so merging and unmerging change no bit of it, and other
+    adapters share it. This costs r (in + out) values, and as many multiplications for each row in each pass.
     At the start both paths are the same products, whose difference is 0, so y is the base's to the bit. Dropout acts on
-    the path of A and B alone, as in PEFT, so with it y is not the base's even at the start.
+    the path of A and B only, as in PEFT, so with it y is not the base's even at the start.
 
     ΔW = s (B A - B₀ A₀) = s [B | -B₀] [A ; A₀], a plain LoRA of rank 2r, and that is what the file holds. A file of
-    PEFT's own "pissa" or "olora" holds A and B alone: A₀ and B₀ are then computed again from the base.
+    PEFT's own "pissa" or "olora" holds A and B only: A₀ and B₀ are then recomputed from the base.
     """
 
     base_type = Linear
-    keys = LoRA.keys._replace(inits=("pissa", "olora"), not_transposed=("olora",))
+    keys = LoRA.keys._replace(inits=("pissa", "olora"), wrong_transposed=("olora",))
     inits = tuple(sorted((name for name, init in INITS.items() if init.takes_from_W), key=lambda name: name != "pissa"))
     options = (*LoRA.options, Option("init", "init_lora_weights", inits[0]))
     slots = (  # type: ignore[assignment]
@@ -90,7 +90,7 @@ class ResidualLoRALinear(LoRALinear):
         A, B, _ = self.factors()
         alpha = self.alpha * (math.sqrt(2) if self.rslora else 2)
         options = {"r": 2 * self.r, "alpha": alpha, "dropout": self.dropout, "rslora": self.rslora}
-        with as_it_learns(self.base):
+        with preserve_trainable(self.base):
             return LoRALinear.of(self.base, {"lora_A": A, "lora_B": B}, **options)
 
     @classmethod

@@ -1,4 +1,4 @@
-"""LoRA-XS: an r × r matrix learns between two frozen factors, which come from the SVD of W (Bałazy et al., 2024). The
+"""LoRA-XS: a trained r × r matrix between two frozen factors, which come from the SVD of W (Bałazy et al., 2024). The
 maths is in ops/lora_xs.py."""
 
 from __future__ import annotations
@@ -35,10 +35,10 @@ class LoRAXSLinear(Parallel, LoRA):
     A = V_rᵀ and B = U_r Σ_r are frozen, of the first r singular values of W₀ = U Σ Vᵀ. At the start R = 0, so y is the
     base's; dR is not 0 there, as neither A nor B is. (The authors draw R with a standard deviation of 1e-5, so that y
     is nearly the base's. Their program decomposes W₀ᵀ, and so has Σ in A; PEFT's TinyLoRA, which has the same path, has
-    √Σ in either.) Dropout acts on the adapter's input alone.
-    PEFT has no LoRA-XS, so the files are of a type of their own, LORA_XS. They hold A and B too: an SVD gives singular
+    √Σ in either.) Dropout acts on the adapter's input only.
+    PEFT has no LoRA-XS, so the files have a type of their own, LORA_XS. They hold A and B too: an SVD gives singular
     vectors up to their signs, and R fits one choice of them.
-    Raises ValueError for a base that is no plain Linear, and a rank below 1 or above min(in, out).
+    Raises ValueError for a base that is not a plain Linear, and a rank below 1 or above min(in, out).
     """
 
     variant = "lora-xs"

@@ -8,7 +8,7 @@ With a(i) for the adapter of row i, each row of a layer is what it is by itself:
     y_i = x_i Wᵀ + b + path_a(i)(x_i)
 
 The model sorts the rows by adapter, once a batch, so that those of one adapter are a slice of x in every layer, a view,
-forward and backward. The base's product is one for all rows whose adapter is beside it (parallel.Parallel). Others,
+forward and backward. The rows whose adapter is parallel to the base (parallel.Parallel) share its product. Others,
 such as DoRA, (IA)³, or a layer that was trained whole, run on their slice by themselves. The outputs are put back in
 the caller's order. Gradients of an adapter are those of a run on its rows alone. Ranks, targets and variants may
 differ.
@@ -31,7 +31,7 @@ from .parallel import Parallel
 
 
 class Piece(NamedTuple):
-    """The cache of consecutive rows: those beside one product of the base, or those of one that runs by itself."""
+    """The cache of consecutive rows: those that share one product of the base, or those of one adapter by itself."""
 
     rows: slice
     base: Any
@@ -40,9 +40,9 @@ class Piece(NamedTuple):
 
 
 class Many(Adapter):
-    """A frozen layer, and by name what stands in its place for the rows of a batch that have an adapter of that name.
+    """A frozen layer, and {name: the module that replaces it} for the rows of a batch with an adapter of that name.
 
-    Of a batch without Inputs.adapters every row is the base's.
+    In a batch without Inputs.adapters every row is the base's.
     """
 
     slots, options, acts_on_some_tokens = (), (), True
@@ -69,10 +69,10 @@ class Many(Adapter):
         return {f"{name}.{path}": p for name, found in each.items() for path, p in found.items() if p not in base}
 
     def alone(self, group: AdapterRows) -> str:
-        """The name of an adapter that does not stand beside the base's own product; "" for the others, and the base."""
+        """The adapter's name if it is not parallel to the base, so that it needs a forward of its own; else ""."""
         adapter = self.adapters.get(group.name or "")
-        beside = adapter is None or (isinstance(adapter, Parallel) and adapter.base is self.base)
-        return "" if beside else group.name or ""
+        parallel = adapter is None or (isinstance(adapter, Parallel) and adapter.base is self.base)
+        return "" if parallel else group.name or ""
 
     def forward(self, x: Array, inputs: Inputs = Inputs(), run: Pass = Pass()) -> tuple[Array, list[Piece]]:
         # behind the layer that selects the labelled positions x is (N, C); token ids are (B, T)
@@ -119,15 +119,15 @@ class Many(Adapter):
         raise several("merging")
 
     def in_file(self) -> NoReturn:
-        raise several("a file")
+        raise several("saving")
 
 
 def share_A(model: Module) -> int:
-    """Let the LoRA of a layer's adapters have one A, that of the first, and each a B of its own (ops/lora_tasks.py).
-    Returns how many numbers fewer are held, and learn. Every adapter's rows teach A: dA is their sum.
+    """Make all LoRA adapters of a layer share one A, the first one's; each keeps its own B (ops/lora_tasks.py). Returns
+    the number of parameters saved. dA is then the sum over the rows of all adapters.
 
-    To be called before they learn: another A is another adapter. Raises ValueError where ranks differ, or where an
-    adapter is no LoRA of a Linear.
+    Call it before training: replacing A changes an adapter. Raises ValueError where ranks differ, or where an adapter
+    is not a LoRA of a Linear.
     """
     every: list[list[Any]] = [list(m.adapters.values()) for _, m in model.named_modules() if isinstance(m, Many)]
     for adapters in every:
@@ -162,4 +162,4 @@ def joined(parts: list[Array]) -> Array:
 
 
 def several(what: str) -> ValueError:
-    return ValueError(f"the layer has several adapters, and {what} is of one: activate(name) first")
+    return ValueError(f"the layer has several adapters, and {what} needs a single one: activate(name) first")

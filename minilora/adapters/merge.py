@@ -12,14 +12,14 @@ from .base import Adapter
 
 
 class Merged(Module):
-    """A plain layer with the adapter's merged W and b: as fast as the base. The adapter waits inside, with its base
-    untouched, for unmerge()."""
+    """A plain layer with the adapter's merged W and b: as fast as the base. It holds the adapter, with its unchanged
+    base, for unmerge()."""
 
     is_merged = True
     adapter: Adapter
 
     def children(self) -> dict[str, Module]:
-        return {}  # the adapter is kept, but takes no part
+        return {}  # the adapter is stored, but not a child
 
 
 class MergedLinear(Merged, Linear):
@@ -80,11 +80,11 @@ def own(x: Array, of_base: Parameter | None) -> Parameter:
 
 
 def merged_layer(adapter: Adapter) -> Any:
-    """A plain layer that computes what the adapter does without dropout. The adapter waits inside. Raises ValueError
-    where there is none."""
-    if not adapter.merges:
+    """A plain layer that computes what the adapter does without dropout, and holds it. Raises ValueError if no single
+    weight can express the adapter."""
+    if not adapter.mergeable:
         raise ValueError(
-            "this adapter acts on some tokens, and a weight acts on all: it cannot be merged, keep it beside"
+            "this adapter acts on some tokens, and a weight acts on all: it cannot be merged; keep it as an adapter"
         )
     return next(merged for base, merged in MERGED.items() if isinstance(adapter.base, base))(adapter)
 
@@ -96,7 +96,7 @@ def to_merge(model: Module) -> dict[str, Adapter]:
 
 
 def merge(model: Module) -> list[str]:
-    """Put a layer with weight W₀ + ΔW in the place of every adapter; return the dotted paths.
+    """Replace every adapter by a layer with the weight W₀ + ΔW; return the dotted paths.
 
     A merged embedding has a weight of its own. Where a head was tied to it, and was not adapted with it
     (ensure_weight_tying), the head keeps W₀, and so the two are untied; likewise for an adapted head. A warning says
@@ -114,7 +114,8 @@ def merge(model: Module) -> list[str]:
     left = set(model.named_parameters().values())
     untied = [path for path, a in adapters.items() if a.weight in left and layers[path].weight is not a.weight]
     if untied:
-        warnings.warn(f"merged, {', '.join(untied)} is no longer tied: what shared its weight keeps it", stacklevel=2)
+        note = f"merged, {', '.join(untied)} is no longer tied: the layer that shared its weight keeps the unmerged one"
+        warnings.warn(note, stacklevel=2)
     return list(adapters)
 
 

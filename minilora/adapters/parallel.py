@@ -1,4 +1,4 @@
-"""An adapter beside its base: y = base(x) + path(x)."""
+"""An adapter parallel to its base: y = base(x) + path(x)."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ class OnSomeTokens(NamedTuple):
 
 class Parallel(Adapter):
     """y = base(x) + path(x): the base computes what it does without the adapter, so that rows of a batch that have
-    different adapters share its product (many.py), and the path can act on some tokens alone, those of Inputs.active
+    different adapters share its product (many.py), and the path can act on some tokens only, those of Inputs.active
     (ops/alora.py). A class states the path.
 
     He et al. (2022), "Towards a unified view of parameter-efficient transfer learning", section 3.2, for the word.
@@ -36,7 +36,7 @@ class Parallel(Adapter):
         raise NotImplementedError
 
     def path_backward(self, dy: Array, cache: Any, grads: Gradients, needs_dx: bool) -> Array | None:
-        """Add the gradients of the slots that learn; return dx of the path, a new array, where it is needed."""
+        """Add the gradients of the trainable slots; return dx of the path, a new array, if it is needed."""
         raise NotImplementedError
 
     def active(self, inputs: Inputs, run: Pass) -> Array | None:
@@ -44,8 +44,8 @@ class Parallel(Adapter):
         return inputs.active
 
     def add_path(self, y: Array, x: Array, inputs: Inputs, run: Pass) -> Any:
-        """Add path(x) to the base's y, in place; return the cache. Raises ValueError where some tokens alone are to be
-        acted on, and the layer reads one of each text."""
+        """Add path(x) to the base's y, in place; return the cache. Raises ValueError if the path acts on some tokens
+        only and the layer gets one vector per text, such as a classifier."""
         on = self.active(inputs, run)
         if on is None:
             y_path, cache = self.path_forward(x, run)
@@ -54,17 +54,17 @@ class Parallel(Adapter):
         if inputs.labelled is not None and y.ndim == 2:
             on = on[inputs.labelled]
         elif y.ndim == 3:
-            on = on[:, : y.shape[1]]  # of a text that is read in parts, more may be known
+            on = on[:, : y.shape[1]]  # if a text is read in parts, `on` may cover more of it
         if on.shape != y.shape[:-1]:
             raise ValueError(
-                f"a {self.variant} that acts on some tokens is on a layer that reads one of each text: take it off"
+                f"a {self.variant} that acts on some tokens is on a layer that gets one vector per text: take it off"
             )
         y_path, cache = self.path_forward(ops.pick(x, on), run)
         y += ops.put_back(y_path, on)
         return OnSomeTokens(None, on, cache)
 
     def add_path_backward(self, dx: Array | None, dy: Array, cache: Any, grads: Gradients) -> None:
-        """Add the gradients of the slots that learn, and to the base's dx, in place, that of the path."""
+        """Add the gradients of the trainable slots, and to the base's dx, in place, that of the path."""
         on = None
         if isinstance(cache, OnSomeTokens):
             on, cache, dy = cache.on, cache.path, ops.pick(dy, cache.on)
@@ -83,8 +83,8 @@ class Parallel(Adapter):
 
 
 def dropped(x: Array, p: float, rng: np.random.Generator | None) -> tuple[Array, Array | None]:
-    """x after dropout, and the mask, drawn on the host and moved. Without a generator: x itself, and None. Of sparse
-    rows, which are 0 elsewhere, the entries."""
+    """x after dropout, and the mask, drawn on the host and copied to x's device. Without a generator: x itself, and
+    None. For a CSR, dropout acts on the stored entries."""
     if rng is None or p == 0:
         return x, None
     if isinstance(x, ops.CSR):

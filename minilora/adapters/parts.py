@@ -9,7 +9,7 @@ from ..backend import Array, get_array_module
 from ..nn import Costs, FusedLinear, Gradients, Inputs, Linear, MetaArray, Module, Parameter, Pass
 from ..nn.module import join
 from ..quantization import dense
-from .base import Adapter, as_it_learns
+from .base import Adapter, preserve_trainable
 
 
 class Parts(Adapter):
@@ -56,8 +56,8 @@ class Parts(Adapter):
         return costs.array(*x.shape[:-1], sum(widths))
 
     @property
-    def merges(self) -> bool:
-        return all(part.merges for part in self.parts.values() if part.is_adapter)
+    def mergeable(self) -> bool:
+        return all(part.mergeable for part in self.parts.values() if part.is_adapter)
 
     def merged(self) -> tuple[Array, Array | None]:
         W, b = zip(*(part.merged() if part.is_adapter else plain(part) for part in self.parts.values()), strict=True)
@@ -66,13 +66,13 @@ class Parts(Adapter):
 
     def in_file(self) -> Adapter:
         """One adapter on the whole fused layer that computes the same, for PEFT's file, which has no parts. Raises
-        ValueError where the parts differ in class or options, or their variant has no such form."""
+        ValueError if the parts differ in class or options, or their variant has no such form."""
         adapted = [part for part in self.parts.values() if part.is_adapter]
         if len({type(part) for part in adapted}) > 1:
             raise ValueError(
-                "the adapters on the parts of a fused layer are of different kinds, and one has to replace all"
+                "the adapters on the parts of a fused layer differ in class, so one cannot replace them all in a file"
             )
-        with as_it_learns(self.base):
+        with preserve_trainable(self.base):
             return adapted[0].join_parts(self.base, list(self.parts.values()))
 
 

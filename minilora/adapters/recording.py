@@ -1,5 +1,5 @@
-"""What layers are given, and the gradients of their weights, while the model runs over some batches: for the
-initialisations that look at data."""
+"""Records the layers' inputs, as moments, and the gradients of their weights while the model runs over some batches:
+for initialisations that look at data."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ class Latest:
 
 
 class Recorder(Linear):
-    """A Linear in the place of another, with the same W and b, that sums up what it is given.
+    """A Linear that replaces another, with the same W and b, and sums up the moments of its inputs.
 
     Layers in a row that are given the same array, as q_proj, k_proj and v_proj are, share the sums of the first.
     """

@@ -1,5 +1,5 @@
-"""What a variant states, in records: its Slots, Options and Keys, what forward has Kept, the Products that it
-multiplies; and what their letters and formulas come to."""
+"""What a variant states, in records: its Slots, Options and Keys, the arrays that forward has Kept, the Products that
+it computes; and the values of their letters and formulas."""
 
 from __future__ import annotations
 
@@ -19,11 +19,11 @@ class Slot(NamedTuple):
     """One tensor of an adapter: an attribute that holds a Parameter, and a tensor in PEFT's file."""
 
     name: str  # of the attribute
-    file: str  # how the tensor's name ends in PEFT's file; "" where the file lacks it, and computed() makes it
+    file: str  # how the tensor's name ends in PEFT's file; "" if the file lacks it, and computed() makes it
     shape: tuple[str, ...]  # in the letters of sizes_for(): n_in, n_out, r
     trained: bool = True
     shared: bool = False  # one Parameter for all layers, as large as the largest; its name in the file has no layer
-    file_shape: tuple[str, ...] = ()  # the shape in the file, where it is another: an axis of "1" more, or transposed
+    file_shape: tuple[str, ...] = ()  # the shape in the file, if it differs: an axis of "1" more, or transposed
     saved_if: str = ""  # the option, if any, that is True where the file holds it; else draw_shared() makes it
 
     def to_file(self, x: Array) -> Array:
@@ -45,19 +45,19 @@ class Option(NamedTuple):
     """One hyperparameter: an attribute of the adapter, and a key of PEFT's config."""
 
     name: str
-    key: str  # "" where PEFT has none: it changes the training alone, and the file does not say it; "a.b" is b in a
+    key: str  # "": PEFT has no such key, the option affects training alone and is not saved; "a.b": key b of mapping a
     default: Any  # PEFT's, for a config without the key; () for a list of token ids, and for a mask
     pattern: str = ""  # the key of {regular expression: value} for layers with another value
-    mask_of: str = ""  # a tensor: `pattern` is {its name in a layer: True or False for each of its rows} then
-    words: Mapping[Any, str] = {}  # {PEFT's value: ours}, of those that PEFT has too
-    in_a_row: bool = False  # of token ids: they stand in a text in this order, so that one may be there twice
+    mask_of: str = ""  # the tensor whose rows this option masks; `pattern` is then the key of {tensor: [bool per row]}
+    words: Mapping[Any, str] = {}  # {PEFT's value: ours}, where the two differ
+    ordered: bool = False  # token ids are a sequence, in which an id may repeat; otherwise they are a set
 
     def from_file(self, value: Any) -> Any:
-        """The value of a config, in our words."""
+        """Our value for the value of a config."""
         return self.words.get(value, value) if isinstance(value, Hashable) else value
 
     def to_file(self, value: Any) -> Any:
-        """The value in PEFT's words, where it has one."""
+        """PEFT's value for ours, where the two differ."""
         return next((theirs for theirs, ours in self.words.items() if ours == value), value)
 
     @property
@@ -66,10 +66,10 @@ class Option(NamedTuple):
         return isinstance(self.default, tuple) and not self.mask_of
 
     def check(self, value: Any) -> None:
-        """Raise ValueError for a value of another kind than the default, or out of range."""
+        """Raise ValueError for a value of another type than the default, or out of range."""
         if self.mask_of:
             right = isinstance(value, list | tuple) and all(isinstance(entry, bool) for entry in value)
-            what = "no list of true and false"
+            what = "not a list of true and false"
         elif isinstance(self.default, bool):
             right, what = isinstance(value, bool), "neither true nor false"
         elif isinstance(self.default, int):
@@ -81,8 +81,8 @@ class Option(NamedTuple):
             ids = isinstance(value, list | tuple) and all(
                 isinstance(i, int | np.integer) and not isinstance(i, bool) and 0 <= i < 2**31 for i in value
             )
-            different = "" if self.in_a_row else "different "
-            right = ids and (self.in_a_row or len({*value}) == len(value))
+            different = "" if self.ordered else "different "
+            right = ids and (self.ordered or len({*value}) == len(value))
             what = f"not a list of {different}whole numbers from 0 up"
         elif self.name == "dropout":
             right, what = is_number(value) and 0 <= value < 1, "not a probability below 1"
@@ -93,49 +93,49 @@ class Option(NamedTuple):
 
 
 class Keys(NamedTuple):
-    """The keys of a variant's adapter_config.json in PEFT, beside its options and the keys that all have."""
+    """The keys of a variant's adapter_config.json in PEFT, besides its options and the keys that all have."""
 
-    init: str  # the key that says how the adapter was started
+    init: str  # the key of the initialisation
     inits: tuple[Any, ...] = (True, False)  # its values that the class reads; the first is written
-    not_transposed: tuple[Any, ...] = ()  # those of them that PEFT gets wrong where it stores W as (in, out)
+    wrong_transposed: tuple[Any, ...] = ()  # of these, the ones that PEFT handles wrongly for a W stored as (in, out)
     fixed: Mapping[str, Any] = {}  # {key: the only value that is read}; tells variants of one peft_type apart
-    ignored: tuple[str, ...] = ()  # keys that change nothing of what the adapter computes
+    ignored: tuple[str, ...] = ()  # keys that do not change what the adapter computes
     lacks: tuple[str, ...] = ()  # keys that most configs of PEFT have, and this one does not
-    beside: tuple[str, ...] = ()  # keys that say adapters of another variant: its Beside.key
+    companions: tuple[str, ...] = ()  # keys that hold adapters of another variant: its Companion.key
 
 
-class Beside(NamedTuple):
-    """How PEFT says an adapter that stands beside those of another variant, in their config and file."""
+class Companion(NamedTuple):
+    """How PEFT stores an adapter in the config and file of another variant's: token rows in those of a LoRA."""
 
-    key: str  # {layer: the value of the option}; the value alone is that of the token embedding
+    key: str  # in the config, {layer: the value of the option}; the value alone is that of the token embedding
     option: str
     prefix: str  # before the name of a slot in the file
 
 
 class Kept(NamedTuple):
-    """One array that forward keeps for backward, and why. An array with several reasons is named in several."""
+    """One array that forward saves for backward, and the formula that reads it; an entry for each such formula."""
 
     what: str  # "x" is the layer's own input, which other layers may keep too
-    width: str  # numbers for each row of x, in n_in, n_out, r and the options; one of 0 numbers is not kept
+    width: str  # elements for each row of x, in n_in, n_out, r and the options; with 0 it is not kept
     why: str  # the formula that reads it
-    slots: tuple[str, ...] = ()  # kept while one of these learns, whose gradients need it; (): always kept
-    once: bool = False  # kept once, whatever the number of rows
+    slots: tuple[str, ...] = ()  # kept while one of these is trainable, whose gradients need it; (): always kept
+    once: bool = False  # kept once, independent of the number of rows
 
 
 class Products(NamedTuple):
-    """FLOPs of the matrix products beside the base's, 2 for a multiplication and an addition, for each row of x.
+    """FLOPs of the adapter's own matrix products, 2 for a multiplication and an addition, for each row of x.
 
-    Formulas in n_in, n_out, r, the options, and `drops`: is there dropout in this forward? What is True or False is the
-    last factor of a term.
+    Formulas in n_in, n_out, r, the options, and `drops`: is there dropout in this forward? A boolean may appear only as
+    the last factor of a term.
     """
 
     forward: str
     backward: str  # where dx is needed
-    gradients: Mapping[tuple[str, ...], str]  # {slots: the product that their gradients share, made while one learns}
+    gradients: Mapping[tuple[str, ...], str]  # {slots: the product of their gradients, made while one is trainable}
     without_dx: str = "0"  # the backward where it is not
-    once: str = "0"  # in a forward, whatever the number of rows
-    backward_once: str = "0"  # in a backward, whatever the number of rows and whoever learns
-    gradients_once: Mapping[tuple[str, ...], str] = {}  # as `gradients`, in a backward, whatever the number of rows
+    once: str = "0"  # per forward, independent of the number of rows
+    backward_once: str = "0"  # per backward, independent of the number of rows and of which slots are trainable
+    gradients_once: Mapping[tuple[str, ...], str] = {}  # as `gradients`, per backward, independent of the rows
 
 
 def shape(axes: tuple[str, ...], sizes: Mapping[str, int]) -> tuple[int, ...]:
@@ -149,21 +149,21 @@ def number(formula: str, sizes: Mapping[str, int]) -> int:
 
 
 @cache
-def decided(formula: str, on: frozenset[str], off: frozenset[str]) -> str:
-    """A formula for people, without the factors that are 1, of names that are `on`, and the terms that are `off`:
-    ("r + n_in * drops", {}, {"drops"}) -> "r"."""
+def simplified(formula: str, true: frozenset[str], false: frozenset[str]) -> str:
+    """The formula for display, without factors that are in `true`, which are 1, and terms with one in `false`, which
+    are 0: ("r + n_in * drops", {}, {"drops"}) -> "r"."""
 
-    class Decide(ast.NodeTransformer):
+    class Simplify(ast.NodeTransformer):
         def visit_BinOp(self, node: ast.BinOp) -> ast.AST:
             self.generic_visit(node)
             left, right = ast.unparse(node.left), ast.unparse(node.right)
-            if isinstance(node.op, ast.Mult) and right in on | off:
-                return node.left if right in on else ast.Constant(0)
+            if isinstance(node.op, ast.Mult) and right in true | false:
+                return node.left if right in true else ast.Constant(0)
             if isinstance(node.op, ast.Add) and "0" in (left, right):
                 return node.left if right == "0" else node.right
             return node
 
-    return ast.unparse(Decide().visit(ast.parse(formula, mode="eval")))
+    return ast.unparse(Simplify().visit(ast.parse(formula, mode="eval")))
 
 
 @cache
@@ -172,7 +172,7 @@ def compiled(formula: str) -> CodeType:
 
 
 def is_number(x: Any) -> bool:
-    """Is it a finite one, which a float can hold?"""
+    """Is it a finite number that a float can hold?"""
     return (
         isinstance(x, int | float | np.integer | np.floating)
         and not isinstance(x, bool)

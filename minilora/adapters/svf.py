@@ -1,4 +1,4 @@
-"""SVF: the singular values of W learn, and its singular vectors stay (Sun et al., 2022). The maths is in ops/svf.py.
+"""SVF: only the singular values of W are trained, not its vectors (Sun et al., 2022). The maths is in ops/svf.py.
 
 truncated() is another thing: W without its smallest singular values.
 """
@@ -34,10 +34,10 @@ class SVFLinearCache(NamedTuple):
 class SVFLinear(Parallel):
     """y = x W'ᵀ + b,   W' = U diag(S ∘ z) Vᵀ          U (out, r)   S, z (r,)   V (in, r)      W₀ = U diag(S) Vᵀ
 
-    U, S and V are frozen, of the first r singular values of W₀; r = 0, the default, takes all min(in, out) of them. Of
-    fewer, the rest stays in W' as it is in W₀. At the start z = 1, so y is the base's. PEFT has no SVF, so the files
-    are of a type of their own, and hold U, S and V too: to equal singular values there are many U and V.
-    Raises ValueError for a base that is no plain Linear, and for an r above min(in, out).
+    U, S and V are frozen, of the first r singular values of W₀; r = 0, the default, takes all min(in, out) of them. If
+    r is less, the rest of W₀ is in W' unchanged. At the start z = 1, so y is the base's. PEFT has no SVF, so the files
+    have a type of their own, and store U, S and V too, which are not unique if singular values are equal.
+    Raises ValueError for a base that is not a plain Linear, and for an r above min(in, out).
     """
 
     variant = "svf"
@@ -111,7 +111,7 @@ def truncated(W: Array, k: int) -> tuple[Array, float]:
     """W_k = U_k diag(S_k) V_kᵀ, W (out, in) without all but its first k singular values, and ‖W - W_k‖, what is lost.
 
     No matrix of rank k is nearer to W, and in Frobenius' norm ‖W - W_k‖ = √(Σ_{i>k} S_i²) (Eckart, Young, 1936). So a
-    layer with W_k in the place of W computes something else. SVF and PiSSA begin with the same decomposition and lose
+    layer with W_k instead of W computes something else. SVF and PiSSA begin with the same decomposition and lose
     nothing: SVF leaves the other singular values in the frozen W, and PiSSA freezes W - W_k.
     Raises ValueError for a k that is not from 0 to min(out, in).
     """

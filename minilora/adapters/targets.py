@@ -33,8 +33,8 @@ def layer_at(model: Module, path: str) -> Any:
 
 
 def tied_heads(model: Module, embeddings: Collection[str], chosen: Collection[str]) -> dict[str, str]:
-    """{path of a Linear: path of the Embedding, one of these, whose weight it shares}. Raises ValueError where it is
-    chosen itself, or adapted."""
+    """{path of a Linear: path of the Embedding, one of these, whose weight it shares}. Raises ValueError if such a
+    Linear is chosen itself, or adapted."""
     plain = {path: m for path, m in model.named_modules() if isinstance(m, Linear | Embedding)}
     heads = {
         head: path
@@ -44,7 +44,7 @@ def tied_heads(model: Module, embeddings: Collection[str], chosen: Collection[st
     }
     for head in heads:
         if head in chosen or isinstance(model[head], Adapter):
-            raise ValueError(f"{head} has the embedding's adapter, to which it is tied, so it can have no other")
+            raise ValueError(f"{head} shares the embedding's adapter, as the two are tied, so it can have no other")
     return heads
 
 

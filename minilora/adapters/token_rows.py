@@ -1,7 +1,7 @@
-"""Trainable token rows: of the embedding the rows of a few tokens learn (PEFT's `TrainableTokensConfig`). The maths is
+"""Trainable token rows: the embedding's rows of a few tokens are trained (PEFT's `TrainableTokensConfig`). The maths is
 in ops/token_rows.py.
 
-They stand alone, or beside LoRA on other layers (PEFT's `trainable_token_indices`):
+Alone, or together with LoRA on other layers (PEFT's `trainable_token_indices`):
 
     attach_lora(model, ["q_proj", "v_proj"], rng=0)
     attach(model, "token-rows", token_indices=[5, 7], rng=0)
@@ -16,11 +16,11 @@ from .. import ops
 from ..backend import Array, Rng, get_array_module
 from ..nn import Embedding, Gradients, Inputs, Linear, Module, Parameter, Pass
 from .base import Adapter, Law, relative_difference
-from .statements import Beside, Kept, Keys, Option, Products, Slot
+from .statements import Companion, Kept, Keys, Option, Products, Slot
 
 
 def rows_of_dW(adapter: TokenRows, x: Array, dy: Array, grads: Gradients) -> float:
-    """dT = dW_I: what rows of the whole table would get at these places."""
+    """dT = dW_I: the gradients that these rows of the whole table would get."""
     W, xp = adapter.weight.data, get_array_module(dy)
     looked_up = isinstance(adapter.base, Embedding)
     dW = ops.embedding_gradients(dy, x, len(W)) if looked_up else ops.linear_gradients(dy, x)
@@ -28,7 +28,7 @@ def rows_of_dW(adapter: TokenRows, x: Array, dy: Array, grads: Gradients) -> flo
 
 
 class TokenRows(Adapter):
-    """T (n, C) in the place of the n rows `token_indices` of the table W (V, C). At the start they are W's."""
+    """T (n, C) replaces the n rows `token_indices` of the table W (V, C). At the start they are W's."""
 
     variant = "token-rows"
     peft_type = "TRAINABLE_TOKENS"
@@ -40,7 +40,7 @@ class TokenRows(Adapter):
             *("fan_in_fan_out", "ensure_weight_tying"),
         ),
     )
-    beside = Beside("trainable_token_indices", "token_indices", "token_adapter.")
+    companion = Companion("trainable_token_indices", "token_indices", "token_adapter.")
     options = (Option("token_indices", "token_indices", ()),)
     laws: ClassVar[dict[str, Law]] = {"dT is the rows of dW": rows_of_dW}
     examples: ClassVar[dict[str, dict[str, Any]]] = {"": {"token_indices": (3, 0, 2)}}
@@ -52,7 +52,7 @@ class TokenRows(Adapter):
         super().check(base, **options)
         i, V = options.get("token_indices", ()), len(base.weight.data)  # type: ignore[attr-defined]
         if not i:
-            raise ValueError("token_indices is empty: name the tokens whose rows learn, as token_indices=[5, 7]")
+            raise ValueError("token_indices is empty: name the tokens whose rows to train, as token_indices=[5, 7]")
         if max(i) >= V:
             raise ValueError(f"token_indices: this layer has the rows 0 to {V - 1}, and not {max(i)}")
 
@@ -79,7 +79,7 @@ class TokenRows(Adapter):
 
 
 class TokenRowsEmbeddingCache(NamedTuple):
-    base: Any  # the ids too, where W learns
+    base: Any  # the ids too, if W is trained
     ids: Array | None  # (...)      None where T is frozen
 
 

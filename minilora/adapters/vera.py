@@ -1,4 +1,4 @@
-"""VeRA: one random, frozen pair A, B for all layers, and two learned vectors for each (Kopiczko et al., 2024). The
+"""VeRA: one random, frozen pair A, B for all layers, and two trained vectors for each (Kopiczko et al., 2024). The
 maths is in ops/vera.py.
 
 b and d are the paper's vectors, db and dd their gradients.
@@ -33,8 +33,8 @@ class VeRALinear(Parallel):
 
     A and B are frozen, and all layers share them: a layer takes the first `in` columns of A and the first `out` rows of
     B. They are drawn from `seed`, the same bits as PEFT's. At the start b = 0, so y is the base's, and d = d_initial.
-    Dropout acts on the adapter's input alone. With save_projection=False PEFT's file holds no A and B: whoever reads it
-    draws them again.
+    Dropout acts on the adapter's input only. With save_projection=False PEFT's file holds no A and B: its reader draws
+    them again.
     """
 
     variant = "vera"

@@ -17,7 +17,7 @@ from ..adapters.peft.fitting import check_base
 from ..adapters.peft.format import MERGE_IT, is_whole_in_file
 from ..adapters.peft.matching import is_saved
 from ..adapters.peft.plan import plan_of
-from ..adapters.peft.reading import made_weights
+from ..adapters.peft.reading import replaced_weights
 from ..adapters.peft.view import view_of
 from ..adapters.spectrum import SVD, lora_svd, numerical_rank, svd
 from ..models.families import FAMILIES
@@ -194,7 +194,7 @@ def check_below(
         model = base_of_run(base, folder, config, tensors)
     view = view_of(model)
     plan = plan_of(view, config, tensors)
-    check_base(model, plan, metadata, folder, made_weights(view, plan), str(base))
+    check_base(model, plan, metadata, folder, replaced_weights(view, plan), str(base))
 
 
 def trained_whole(config: dict[str, Any], tensors: Mapping[str, np.ndarray]) -> list[str]:

@@ -70,7 +70,7 @@ def of_variant(variant: str, rng: Rng) -> Iterator[Report]:
     biases, so what needs one is not in it."""
     cls = variants()[variant][0]
     options = cls.examples[""]
-    word = next((options[option.name] for option in cls.options if option.in_a_row), ())
+    word = next((options[option.name] for option in cls.options if option.ordered), ())
     for family, those, shape in (("llama", "all-linear", SHAPES[0]), ("gpt2", None, SHAPES[1])):
         made = model(family, rng, adapted=False)
         targets = those and adaptable(made, variant, those, **options)

@@ -57,7 +57,7 @@ def held_by(cls: type[Adapter], law: Law, rng: Rng) -> float:
 
 def merged_adapter(cls: type[Adapter], rng: Rng) -> float:
     """0 of a class that no weight can hold."""
-    if not cls.merges:
+    if not cls.mergeable:
         return 0.0
     layer, x, _ = adapted_layer(cls, rng)
     return apart(layer.forward(x)[0], merged_layer(layer).forward(x)[0])

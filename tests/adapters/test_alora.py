@@ -130,7 +130,7 @@ def test_positions_that_alone_get_logits_are_on_where_their_tokens_are():
     )
     classifier = base("llama", "classify")
     attach(classifier, "alora", ["classifier"], rng=0, r=1, invocation_tokens=WORD)
-    with pytest.raises(ValueError, match="reads one of each text: take it off"):
+    with pytest.raises(ValueError, match="gets one vector per text: take it off"):
         classifier.forward(IDS)
 
 

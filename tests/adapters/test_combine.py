@@ -332,9 +332,9 @@ def test_other_variants_go_through_the_svd_of_their_delta(tmp_path, variant):
     for path, D in deltas(adapters, "all").items():
         assert close(D, 0.5 * deltas(adapters, "0")[path] + deltas(adapters, "1")[path], 1e-9)
     if adapters.loaded["0"][path].factors() is None:
-        with pytest.raises(ValueError, match=f"{variant}, whose ΔW is no product"):
+        with pytest.raises(ValueError, match=f"{variant}, whose ΔW is not a product"):
             combine(adapters, "x", {"0": 1, "1": 1}, "svd")
-        with pytest.raises(ValueError, match=f"{variant}, whose ΔW is no product"):
+        with pytest.raises(ValueError, match=f"{variant}, whose ΔW is not a product"):
             combine(adapters, "x", {"0": 1, "1": 1}, "linear")
 
 
@@ -361,7 +361,7 @@ REFUSED = {
     "density 0 is not": {"how": "dare_ties", "density": 0},
     "rank 0 is not": {"rank": 0},
     "rank 9 is above 6": {"rank": 9},
-    "ranks 3, 2.*linear is not for them": {"how": "linear", "weights": {"0": 1, "2": 1}},
+    "ranks 3, 2.*linear needs equal ranks": {"how": "linear", "weights": {"0": 1, "2": 1}},
 }
 
 

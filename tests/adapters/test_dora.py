@@ -16,7 +16,7 @@ from minilora.accounting import executed_flops, nbytes
 from minilora.accounting.live import counted
 from minilora.adapters import peft
 from minilora.adapters.attach import attach
-from minilora.adapters.dora import DoRAEmbedding, DoRALinear, angle, lengths, orthogonal_to_V
+from minilora.adapters.dora import DoRAEmbedding, DoRALinear, angle, orthogonal_to_V, row_norms
 from minilora.data import english, random_windows
 from minilora.jobs.changes import adapter_changes
 from minilora.nn import Costs, Embedding, Gradients, Linear, Pass
@@ -212,7 +212,7 @@ def test_at_the_start_m_over_n_is_1_and_y_is_the_bases_to_the_bit_with_dropout_t
     base.astype(dtype)
     adapter, x = cls.start(base, rng=0, r=3, dropout=0.4), some_x(cls, rng, 60)
     x = x if cls is DoRAEmbedding else x.astype(dtype)
-    assert (adapter.lora_magnitude_vector.data / lengths(adapter) == 1).all()
+    assert (adapter.lora_magnitude_vector.data / row_norms(adapter) == 1).all()
     for seed in (None, 1):
         y, _ = adapter.forward(x, run=Pass(None if seed is None else np.random.default_rng(seed)))
         assert y.tobytes() == base.forward(x)[0].tobytes()
@@ -226,9 +226,9 @@ def test_dropout_puts_no_noise_in_the_base_as_long_as_m_is_the_length(rng):
         one, two = (run(adapter, x, seed=seed)[0] for seed in (1, 2))
         return abs(one - two).max()
 
-    adapter.lora_magnitude_vector.data = lengths(adapter)
+    adapter.lora_magnitude_vector.data = row_norms(adapter)
     assert noise() < 1e-14
-    adapter.lora_magnitude_vector.data = 1.5 * lengths(adapter)
+    adapter.lora_magnitude_vector.data = 1.5 * row_norms(adapter)
     assert noise() > 0.1
 
 
@@ -380,7 +380,7 @@ def test_parts_of_gpt2s_fused_layer_are_one_dora_on_the_whole_here_and_in_peft(t
     parts, x = model["block_0.attention.qkv_proj"], rng.standard_normal((2, 3, 12))
     whole = parts.in_file()
     assert (type(whole), whole.r, whole.scaling) == (DoRALinear, 6, 5 / 3)
-    assert (whole.lora_magnitude_vector.data[12:24] / lengths(whole)[12:24] == 1).all()  # of k, which is not adapted
+    assert (whole.lora_magnitude_vector.data[12:24] / row_norms(whole)[12:24] == 1).all()  # of k, which is not adapted
     np.testing.assert_allclose(whole.forward(x)[0], parts.forward(x)[0], rtol=1e-12, atol=1e-13)
     np.testing.assert_allclose(whole.merged()[0], parts.merged()[0], rtol=1e-12, atol=1e-14)
     peft.save_adapter(model, tmp_path / "a")

@@ -137,9 +137,9 @@ Q = "model.layers.0.self_attn.q_proj"
         ({"lora_parameters": {"scale": None}}, {}, "lacks lora_parameters with a rank and a scale"),
         ({"lora_parameters": {"rank": 3.0}}, {}, "lacks lora_parameters with a rank and a scale"),
         ({"lora_parameters": {"rank": 4}}, {}, r"needs lora_a \(in, 4\) and lora_b \(4, out\), not \(12, 3\)"),
-        ({}, {f"{Q}.m": np.ones(12)}, r"holds .*q_proj\.m, which is no lora_a or lora_b"),
+        ({}, {f"{Q}.m": np.ones(12)}, r"holds .*q_proj\.m, which is not lora_a or lora_b"),
         ({}, {f"{Q}.lora_a": np.ones((2, 3, 12))}, "q_proj needs lora_a"),
-        ({}, {"model.norm.weight": np.ones(12)}, r"holds model\.norm\.weight, which is no lora_a"),
+        ({}, {"model.norm.weight": np.ones(12)}, r"holds model\.norm\.weight, which is not lora_a"),
     ],
 )
 def test_an_mlx_adapter_that_is_no_plain_lora_is_refused(tmp_path, rng, words, change, message):
@@ -259,7 +259,7 @@ C = "transformer.h.0.attn.c_attn"
     ("tensors", "words", "message"),
     [
         ({}, {}, "there is no lora_A and lora_B to convert"),
-        ({f"{C}.weight": (36, 12)}, {}, r"holds .*c_attn\.weight, which is no lora_A or lora_B"),
+        ({f"{C}.weight": (36, 12)}, {}, r"holds .*c_attn\.weight, which is not lora_A or lora_B"),
         ({f"{C}.lora_A": (2, 12)}, {}, "needs lora_A and lora_B, two matrices, not .2, 12."),
         ({f"{C}.lora_A": (6, 12), f"{C}.lora_B": (36, 2)}, {}, r"needs lora_A \(2, in\)"),
         (
@@ -306,7 +306,7 @@ def test_a_dora_is_no_product_of_two_matrices_and_has_no_place_in_either(tmp_pat
     model = base("llama")
     attach(model, "dora", targets, rng=0, r=3)
     peft.save_adapter(model, tmp_path / "dora")
-    with pytest.raises(ValueError, match="dora: ΔW of dora is no product of two matrices, which this layout needs"):
+    with pytest.raises(ValueError, match="dora: ΔW of dora is not a product of two matrices, as this layout needs"):
         convert(tmp_path / "dora", tmp_path / "t")
     assert not (tmp_path / "t").exists()
 

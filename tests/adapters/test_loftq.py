@@ -251,7 +251,7 @@ def test_a_base_that_is_quantised_already_and_a_part_of_a_fused_layer_are_refuse
     ):
         attach_lora(model, ["q_proj"], r=2, rng=0, init="loftq")
     attach_lora(model, ["q_proj"], r=2, rng=0)  # what is left is usable
-    with pytest.raises(ValueError, match="a part of a fused layer, and LoftQ makes another of the whole"):
+    with pytest.raises(ValueError, match="a part of a fused layer, and LoftQ replaces the whole"):
         attach_lora(base("gpt2"), ["q_proj"], r=2, rng=0, init="loftq")
 
 
@@ -327,7 +327,7 @@ def test_a_base_that_is_Q_stays_Q_and_one_that_is_not_is_refused(tmp_path):
     assert snapshot(other) == before
     in_int8 = base("llama", dtype="float32")
     quantize(in_int8, "int8")
-    with pytest.raises(ValueError, match="makes up for what nf4 loses, and this layer is held in int8: load the model"):
+    with pytest.raises(ValueError, match="compensates the error of nf4, and this layer is held in int8: load"):
         peft.load_adapter(in_int8, tmp_path / "a")
 
 

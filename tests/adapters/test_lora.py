@@ -385,7 +385,7 @@ REFUSED = [
     ({"alpha": True}, "alpha True is not a number"),
     ({"targets": ["q_proj", "o_proj"]}, "block_0.attention.o_proj: this layer is adapted already"),
     ({"ensure_weight_tying": True}, "ensure_weight_tying: no target is an embedding that a head is tied to"),
-    ({"targets": ["embed", "lm_head"], "ensure_weight_tying": True}, "lm_head has the embedding's adapter"),
+    ({"targets": ["embed", "lm_head"], "ensure_weight_tying": True}, "lm_head shares the embedding's adapter"),
 ]
 
 

@@ -321,11 +321,11 @@ def test_what_is_of_one_adapter_is_refused_by_name_and_changes_nothing(tmp_path)
     model, adapters = several()
     before = dict(model.named_modules())
     for do in (minilora.merge, lambda model: minilora.save_adapter(model, tmp_path / "a")):
-        with pytest.raises(ValueError, match=r"the layer has several adapters, and .* is of one: activate"):
+        with pytest.raises(ValueError, match=r"the layer has several adapters, and .* needs a single one: activate"):
             do(model)
     with pytest.raises(ValueError, match="adapted already"):
         minilora.attach_lora(model, rng=0)
-    with pytest.raises(ValueError, match="so nothing of it can learn"):
+    with pytest.raises(ValueError, match="so none of it can be trained"):
         adapters.attach("d", rng=0, train="norm")
     assert dict(model.named_modules()) == before
     adapters.activate("a")

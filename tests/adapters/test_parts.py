@@ -76,7 +76,7 @@ def test_adapters_of_two_variants_on_the_parts_of_one_layer_run_and_cannot_be_wr
     attach(model, "ia3", ["v_proj"], rng=rng)
     for name in ("q_proj", "v_proj"):
         assert model[f"{FUSED}.{name}"].is_adapter
-    with pytest.raises(ValueError, match="the parts of a fused layer are of different kinds"):
+    with pytest.raises(ValueError, match="the parts of a fused layer differ in class"):
         save_adapter(model, tmp_path / "adapter")
 
 

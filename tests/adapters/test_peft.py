@@ -459,12 +459,12 @@ DAMAGES: dict[str, tuple[dict[str, Any], dict[str, Any], str]] = {
     "a bias that there is not": ({}, {"bias": "dora_only"}, "bias = 'dora_only'"),
     "modules_to_save": ({}, {"modules_to_save": "norm"}, "modules_to_save is a list of names, not 'norm'"),
     "an empty name": ({}, {"modules_to_save": [""]}, "modules_to_save is a list of names, not"),
-    "exclude_modules": ({}, {"exclude_modules": "("}, r"exclude_modules: '\(' is no regular expression"),
+    "exclude_modules": ({}, {"exclude_modules": "("}, r"exclude_modules: '\(' is not a regular expression"),
     "exclude_modules, a number": ({}, {"exclude_modules": 3}, "a list of names or a regular expression, not 3"),
-    "layers": ({}, {"layers_to_transform": "1"}, "layers_to_transform = '1' is no list of numbers"),
+    "layers": ({}, {"layers_to_transform": "1"}, "layers_to_transform = '1' is not a list of numbers"),
     "layers, true": ({}, {"layers_to_transform": True}, "layers_to_transform = True"),
     "one layer of two": ({}, {"layers_to_transform": [0]}, "do not name model.layers.1.self_attn.q_proj, which has"),
-    "layers_pattern": ({}, {"layers_pattern": ["["]}, r"layers_pattern: '\[' is no regular expression"),
+    "layers_pattern": ({}, {"layers_pattern": ["["]}, r"layers_pattern: '\[' is not a regular expression"),
     "excluded, and there": ({}, {"exclude_modules": ["v_proj"]}, "do not name model.layers.0.self_attn.v_proj"),
     "saved, and adapted": ({}, {"modules_to_save": ["q_proj"]}, "do not name .*q_proj, which has tensors"),
     "rank_pattern": ({}, {"rank_pattern": ["q_proj"]}, "rank_pattern maps regular expressions to numbers"),
@@ -502,7 +502,7 @@ DAMAGES: dict[str, tuple[dict[str, Any], dict[str, Any], str]] = {
     ),
     "layers beside a regex": (
         {}, {"layers_to_transform": [0, 1], "target_modules": ".*[qv]_proj"},
-        r"layers_to_transform = \[0, 1\] does nothing beside target_modules = '\.\*\[qv\]_proj'",
+        r"layers_to_transform = \[0, 1\] does nothing with target_modules = '\.\*\[qv\]_proj'",
     ),
     "no type": ({}, {"peft_type": None}, f"peft_type = None is not read here, only {KNOWN}: "),
     "no name of a dropout": ({}, {"lora_dropout": ""}, "lora_dropout: dropout '' is not a probability below 1"),
@@ -681,7 +681,7 @@ def test_a_pattern_that_could_run_for_minutes_is_refused_by_its_key(tmp_path, ke
     line = refusal(lambda folder: peft.load_adapter(base("llama"), folder), folder)
     assert line
     assert f"{key}: " in line
-    assert "could run for minutes" in line or "no regular expression" in line
+    assert "could run for minutes" in line or "not a regular expression" in line
 
 
 PARTS = "self_attn|attention|attn|mlp|feed_forward|ffn|dense"
@@ -1164,7 +1164,7 @@ def test_a_damaged_adapter_is_refused_in_one_line_or_read_and_the_model_stays_as
         if family:
             made = of_variant(family, variant, "")
         else:  # of its own layers, beside LoRA; or with options of its own
-            family, made = "llama", adapted("llama", "lm", ["q_proj"]) if classes[0].beside else base("llama")
+            family, made = "llama", adapted("llama", "lm", ["q_proj"]) if classes[0].companion else base("llama")
             attach(made, variant, rng=2, **classes[0].examples[""])
         peft.save_adapter(made, tmp_path / variant)
         whole.append((base(family, HEADS[family]), tmp_path / variant))

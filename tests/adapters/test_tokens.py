@@ -157,7 +157,7 @@ def test_a_head_alone_may_have_rows_and_an_untied_one_has_its_own(rng):
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({}, "embed.token: token_indices is empty: name the tokens whose rows learn"),
+        ({}, "embed.token: token_indices is empty: name the tokens whose rows to train"),
         ({"token_indices": [5, 5]}, r"token_indices \[5, 5\] is not a list of different whole numbers from 0 up"),
         ({"token_indices": [-1]}, r"token_indices \[-1\] is not a list"),
         ({"token_indices": [2.0]}, r"token_indices \[2.0\] is not a list"),
@@ -165,7 +165,7 @@ def test_a_head_alone_may_have_rows_and_an_untied_one_has_its_own(rng):
         ({"token_indices": "7"}, "token_indices '7' is not a list"),
         ({"token_indices": 7}, "token_indices 7 is not a list"),
         ({"token_indices": [0, 13]}, "token_indices: this layer has the rows 0 to 12, and not 13"),
-        ({"token_indices": [1], "targets": ["embed", "lm_head"]}, "lm_head has the embedding's adapter"),
+        ({"token_indices": [1], "targets": ["embed", "lm_head"]}, "lm_head shares the embedding's adapter"),
         ({"token_indices": [1], "targets": ["norm_1"]}, "no layer is called 'norm_1'"),
         ({"token_indices": [1], "r": 2}, "token-rows has no option 'r'"),
     ],
@@ -182,7 +182,7 @@ def test_a_head_that_is_adapted_cannot_be_tied(rng):
     model = build("gpt2")
     attach_lora(model, ["lm_head"], r=2, rng=0)
     before = snapshot(model)
-    with pytest.raises(ValueError, match="lm_head has the embedding's adapter, to which it is tied"):
+    with pytest.raises(ValueError, match="lm_head shares the embedding's adapter, as the two are tied"):
         attach(model, "token-rows", token_indices=I, rng=0)
     assert snapshot(model) == before
 
@@ -438,8 +438,8 @@ DAMAGES = {
     "other rows of the head": (
         {"trainable_token_indices": {"embed_tokens": I, "lm_head": [1, 2, 3]}}, "lm_head is tied to the embedding",
     ),
-    "saved whole too": ({"modules_to_save": ["embed_tokens"]}, "embed_tokens has an adapter by trainable_token_ind"),
-    "a target too": ({"target_modules": ["q_proj", "v_proj", "embed_tokens"]}, "embed_tokens has an adapter by train"),
+    "saved whole too": ({"modules_to_save": ["embed_tokens"]}, "embed_tokens is in trainable_token_indices, and"),
+    "a target too": ({"target_modules": ["q_proj", "v_proj", "embed_tokens"]}, "embed_tokens is in trainable_token_in"),
     "left out": ({"trainable_token_indices": None}, "unexpected: .*embed_tokens.token_adapter.trainable_tokens_delta"),
 }  # fmt: skip
 

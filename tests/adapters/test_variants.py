@@ -34,7 +34,7 @@ def small(variant):
 def in_families(*places, merges=False):
     """Each variant in each family, with its targets there if it has any: llama has no biases. `merges`: that can."""
     placed = [place if isinstance(place, tuple) else (place, "all-linear") for place in places]
-    some = [v for v in variants() if variants()[v][0].merges or not merges]
+    some = [v for v in variants() if variants()[v][0].mergeable or not merges]
     found = [(v, *p) for v in some for p in placed if adaptable(fresh(p[0]), v, p[1] or "all-linear", **small(v))]
     return pytest.mark.parametrize(("variant", "family", "targets"), found)
 
@@ -303,7 +303,7 @@ def test_attach_lora_is_attach_with_its_defaults_written_out():
         ("lora", {"rslora": "no"}, "block_0.attention.q_proj: rslora 'no' is neither true nor false"),
         ("lora", {"targets": ["q_proj", 3]}, "no layer is called 3: choose from embed, q_proj"),
         ("ia3", {"r": 3}, "ia3 has no option 'r': choose from feedforward_modules"),
-        ("ia3", {"feedforward_modules": ["up_proj"]}, "feedforward_modules: 'up_proj' is no target"),
+        ("ia3", {"feedforward_modules": ["up_proj"]}, "feedforward_modules: 'up_proj' is not a target"),
         ("ia3", {"rng": None}, "rng None is neither a seed nor a generator"),
     ],
 )

@@ -73,7 +73,7 @@ def test_a_way_that_is_not_for_these_adapters_says_why_in_its_row(here, tmp_path
     words = ["combine", str(tmp_path / "one"), "b", "--base", "base", "--evaluate", *TEXTS]
     assert main(words) == 0
     printed = capfd.readouterr().out
-    assert "linear: block_0.attention.q_proj: its adapters are of the ranks 1, 2" in printed
+    assert "linear: block_0.attention.q_proj: its adapters have the ranks 1, 2" in printed
     assert main([*words, "--json"]) == 0
     assert "why_not" in json.loads(capfd.readouterr().out)["losses"][5]
 

@@ -126,7 +126,7 @@ def test_info_says_the_variant_of_the_file_and_generate_gives_what_the_merged_mo
     generate = ["--prompt", "def ", "--tokens", "12", "--temperature", "1"]
     assert main(["generate", "--adapter", "out", *generate]) == 0
     adapted = capfd.readouterr().out
-    if not variants()[method][0].merges:
+    if not variants()[method][0].mergeable:
         assert_refused(here, capfd, ["merge", "--adapter", "out", "--out", "merged"], "it cannot be merged")
         return
     assert main(["merge", "--adapter", "out", "--out", "merged"]) == 0
@@ -206,7 +206,7 @@ def test_a_classifier_predicts_what_the_merged_one_does(method, here, monkeypatc
     assert re.search(r"predict --adapter out\n$", capfd.readouterr().out)
     assert main(["predict", "--adapter", "out", "--data", "rows.csv", "--json"]) == 0
     found = [json.loads(line)["probabilities"] for line in capfd.readouterr().out.splitlines()]
-    if not variants()[method][0].merges:
+    if not variants()[method][0].mergeable:
         assert_refused(here, capfd, ["merge", "--adapter", "out", "--out", "merged"], "it cannot be merged")
         return
     assert main(["merge", "--adapter", "out", "--out", "merged"]) == 0

@@ -29,7 +29,7 @@ IDS = np.random.default_rng(0).integers(0, 13, (2, 5))
 # ---- the library ----
 
 
-@pytest.mark.parametrize("variant", [name for name, (cls, *_) in variants().items() if cls.merges])
+@pytest.mark.parametrize("variant", [name for name, (cls, *_) in variants().items() if cls.mergeable])
 def test_of_every_variant_it_is_known_what_a_merge_keeps_and_the_model_stays_as_it_was(variant):
     model, rng = build("bert", dtype="float32"), np.random.default_rng(0)
     attach(model, variant, rng=0, **variants()[variant][0].examples[""])

@@ -640,7 +640,7 @@ DAMAGES = {
     "a vector": (lambda t: t | {A_Q: t[A_Q][0]}, r"q_proj needs lora_A.weight \(r, n_in\)"),
     "something else": (
         lambda t: t | {"lm_head.weight": t[A_Q]},
-        "lm_head.weight, which is no lora_A.weight or lora_B.weight or",
+        "lm_head.weight, which is not lora_A.weight or lora_B.weight or",
     ),
     "nothing": (lambda t: {}, "ΔW = 0 in every layer"),
 }

@@ -239,7 +239,7 @@ def test_a_model_with_an_adapter_of_any_variant_does(variant, rng):
     trained(model)
     expected = alone(model, prompts, 8)
     assert together(model, prompts, 8) == expected
-    if variants()[variant][0].merges:
+    if variants()[variant][0].mergeable:
         merge(model)
         assert together(model, prompts, 8) == alone(model, prompts, 8)
 

@@ -264,7 +264,7 @@ FIRST = "base_model.model.model.layers.0.self_attn.q_proj.lora_A.weight"
         ({"config": lambda c: c | {"target_modules": "all-linear"}}, "missing: .*down_proj.lora_A"),
         ({"config": lambda c: c | {"target_modules": r".*layers\.0.*[qv]_proj"}}, "do not name model.layers.1.*q_proj"),
         ({"config": lambda c: c | {"target_modules": "q_proj"}}, "do not name model.layers.0.self_attn.q_proj"),
-        ({"config": lambda c: c | {"target_modules": "("}}, "target_modules: '\\(' is no regular expression"),
+        ({"config": lambda c: c | {"target_modules": "("}}, "target_modules: '\\(' is not a regular expression"),
         (
             {"config": lambda c: c | {"target_modules": 7}},
             "target_modules is a list of names or a regular expression, not 7",

@@ -35,7 +35,7 @@ CLASSES = [  # LoftQ makes its base itself, of a W in full precision: test_loftq
     cls
     for classes in variants().values()
     for cls in classes
-    if cls.base_type in (Linear, Embedding) and not cls.makes_weight  # norms and kernels are never quantised
+    if cls.base_type in (Linear, Embedding) and not cls.replaces_weight  # norms and kernels are never quantised
 ]
 FORMATS = list(formats())
 each_format = pytest.mark.parametrize("name", FORMATS)

@@ -1,4 +1,4 @@
-"""The sum itself: the A one below the other, the B side by side.
+"""The sum itself: the A stacked as rows, the B as columns.
 
                                         w₁s₁ A₁
     B A = [B₁ | B₂ | ...]  @            w₂s₂ A₂          = Σ wᵢ sᵢ Bᵢ Aᵢ = Σ
@@ -20,5 +20,5 @@ def cat(adapters: Sequence[Factors], weights: Sequence[float], options: Options 
 
 
 COMBINATIONS = {
-    "cat": Combination("exact, of the rank r₁ + r₂ + ...", cat),
+    "cat": Combination("exact, of rank r₁ + r₂ + ...", cat),
 }

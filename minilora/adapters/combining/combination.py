@@ -1,4 +1,4 @@
-"""What a way to combine is given, and what it returns."""
+"""What a method of combining is given, and what it returns."""
 
 from __future__ import annotations
 
@@ -29,10 +29,10 @@ class Factors(NamedTuple):
 
 
 class Options(NamedTuple):
-    """What a way may take beside adapters and weights; each says which of them it reads (Combination.reads)."""
+    """What a method may take besides adapters and weights; each states which it reads (Combination.reads)."""
 
     rank: int = 0  # k, of the result
-    density: float = 1.0  # the share of numbers that a pruning keeps, above 0 and up to 1
+    density: float = 1.0  # the share of entries that a pruning keeps, above 0 and up to 1
     rng: np.random.Generator | None = None  # for those that are random
 
 
@@ -46,7 +46,7 @@ class Combination(NamedTuple):
     about: str  # a line
     make: Make  # (adapters, weights, options) -> A (k, in), B (out, k); every w and s is above 0
     reads: tuple[str, ...] = ()  # fields of Options
-    of_factors: bool = False  # it works on the A's and B's apart, which must be of one rank
+    of_factors: bool = False  # it works on the A's and B's separately, which must be of one rank
 
 
 def by_factors(join: Join) -> Make:
@@ -55,7 +55,7 @@ def by_factors(join: Join) -> Make:
     def make(adapters: Sequence[Factors], weights: Sequence[float], options: Options) -> tuple[Array, Array]:
         ranks = [len(A) for A, _, _ in adapters]
         if len(set(ranks)) > 1:
-            raise ValueError(f"its adapters are of the ranks {', '.join(map(str, ranks))}, whose A and B do not add up")
+            raise ValueError(f"its adapters have the ranks {', '.join(map(str, ranks))}, so A and B cannot be added")
         roots = [math.sqrt(w * s) for w, (_, _, s) in zip(weights, adapters, strict=True)]
         A = join([A for A, _, _ in adapters], roots, options)
         return A, join([B for _, B, _ in adapters], roots, options)

@@ -1,9 +1,9 @@
-"""The weighted sum of what is left when numbers are dropped at random, and the rest scaled up.
+"""The weighted sum of what is left when entries are dropped at random, and the rest scaled up.
 
-    join(xᵢ; aᵢ) = Σ aᵢ mᵢ ∘ xᵢ / p        mᵢ: each number 1 with probability p = density, else 0
+    join(xᵢ; aᵢ) = Σ aᵢ mᵢ ∘ xᵢ / p        mᵢ: each entry 1 with probability p = density, else 0
 
-E mᵢ ∘ xᵢ / p = xᵢ, so on the ΔWᵢ (dare_linear_svd) the mean over the masks is Σ, and a number x has the variance
-x² (1 - p) / p. On A and B apart the mean is linear's, as the masks are independent.
+E mᵢ ∘ xᵢ / p = xᵢ, so on the ΔWᵢ (dare_linear_svd) the mean over the masks is Σ, and an entry x has the variance
+x² (1 - p) / p. On A and B separately the mean is linear's, as the masks are independent.
 
 Source: Yu et al. (2023), "Language Models are Super Mario", equation 1, whose drop rate is 1 - p.
 """
@@ -27,8 +27,8 @@ def dare_linear(tensors: Sequence[Array], weights: Sequence[float], options: Opt
 
 
 COMBINATIONS = {
-    "dare_linear": Combination("linear, of numbers kept at random", by_factors(dare_linear), ("density", "rng"), True),
+    "dare_linear": Combination("linear, of entries kept at random", by_factors(dare_linear), ("density", "rng"), True),
     "dare_linear_svd": Combination(
-        "the same of the ΔW's, cut to a rank", by_deltas(dare_linear), ("rank", "density", "rng")
+        "the same on ΔW, truncated to a rank", by_deltas(dare_linear), ("rank", "density", "rng")
     ),
 }

@@ -1,4 +1,4 @@
-"""Numbers dropped at random and scaled up, as dare_linear; then a sign elected and those that agree merged, as ties."""
+"""Entries dropped at random and rescaled, as dare_linear; then a sign elected and those that agree merged, as ties."""
 
 from collections.abc import Sequence
 
@@ -12,8 +12,8 @@ def dare_ties(tensors: Sequence[Array], weights: Sequence[float], options: Optio
 
 
 COMBINATIONS = {
-    "dare_ties": Combination("ties, of numbers kept at random", by_factors(dare_ties), ("density", "rng"), True),
+    "dare_ties": Combination("ties, of entries kept at random", by_factors(dare_ties), ("density", "rng"), True),
     "dare_ties_svd": Combination(
-        "the same of the ΔW's, cut to a rank", by_deltas(dare_ties), ("rank", "density", "rng")
+        "the same on ΔW, truncated to a rank", by_deltas(dare_ties), ("rank", "density", "rng")
     ),
 }

@@ -19,5 +19,5 @@ def weighted_sum(tensors: Sequence[Array], weights: Sequence[float], options: Op
 
 
 COMBINATIONS = {
-    "linear": Combination("the A and the B summed apart, with cross terms", by_factors(weighted_sum), of_factors=True),
+    "linear": Combination("A and B summed separately, with cross terms", by_factors(weighted_sum), of_factors=True),
 }

@@ -1,8 +1,8 @@
-"""The best of a rank k for the sum, without forming it.
+"""The best approximation of the sum of a rank k, without forming the sum.
 
-Σ = B A with the long factors of cat. With B = Q_B R_B and Aᵀ = Q_A R_A the small core R_B R_Aᵀ, a square of
-r₁ + r₂ + ... numbers a side, has the singular values of Σ (spectrum.lora_svd), and the first k triplets are the
-nearest matrix of rank k. How far it is from Σ is known before it is made:
+Σ = B A with the long factors of cat. With B = Q_B R_B and Aᵀ = Q_A R_A the small core R_B R_Aᵀ, square with
+r₁ + r₂ + ... rows, has the singular values of Σ (spectrum.lora_svd), and the first k triplets are the nearest matrix
+of rank k. Its distance from Σ is known before it is made:
 
     ‖Σ - B A‖ = √(σ²_{k+1} + σ²_{k+2} + ...)        Eckart, Young (1936)
 
@@ -23,5 +23,5 @@ def svd(adapters: Sequence[Factors], weights: Sequence[float], options: Options)
 
 
 COMBINATIONS = {
-    "svd": Combination("the nearest of a rank, its error known before", svd, ("rank",)),
+    "svd": Combination("the best approximation of a rank, its error known in advance", svd, ("rank",)),
 }

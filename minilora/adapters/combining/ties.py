@@ -1,14 +1,14 @@
 """Trim, elect a sign, and merge those that agree.
 
     xᵢ ← top(xᵢ)                                     as magnitude_prune
-    γ  = + where Σ xᵢ ≥ 0, else -                    place by place, without the weights
+    γ  = + where Σ xᵢ ≥ 0, else -                    entry by entry, without the weights
     join(xᵢ; aᵢ) = Σ_{i in K} aᵢ xᵢ / |K|            K: those with the sign γ there; 0 where there is none
 
-A place that one adapter alone kept has its number whole, where a mean over all adapters would halve it; one on which
-two of them differ has that of the stronger side.
+An entry that only one adapter keeps is not divided, as a mean over all would; where two differ in sign, only the
+stronger one's value counts.
 
 Source: Yadav et al. (2023), "TIES-Merging", algorithm 1, with λ = 1. Its tensors are whole ΔW's, so that is ties_svd
-before the cut; on A and B apart (ties) a sign elected for A says nothing of the sign of B A.
+before the truncation; on A and B separately (ties) a sign elected for A says nothing of the sign of B A.
 """
 
 from collections.abc import Sequence
@@ -32,7 +32,7 @@ def ties(tensors: Sequence[Array], weights: Sequence[float], options: Options) -
 
 COMBINATIONS = {
     "ties": Combination(
-        "the largest numbers, those of the majority's sign, in A and B", by_factors(ties), ("density",), True
+        "the largest entries of A and B, those with the majority's sign", by_factors(ties), ("density",), True
     ),
-    "ties_svd": Combination("the same of the ΔW's, cut to a rank", by_deltas(ties), ("rank", "density")),
+    "ties_svd": Combination("the same on ΔW, truncated to a rank", by_deltas(ties), ("rank", "density")),
 }

@@ -2,15 +2,15 @@
 
     W (out, in)          the pretrained weight, which no function writes to
     r, s                 the rank, and the scale α/r or α/√r
-    data                 what else may be looked at: a generator, the layer's inputs, the gradient of W (start.Data)
+    data                 what else it may use: a generator, the layer's inputs, the gradient of W (start.Data)
     A (r, in), B (out, r)                   the adapter's, in the dtype of W
-    W_residual (out, in)                    the frozen weight beside it
+    W_residual (out, in)                    the frozen weight that s B A is added to
 
-W_residual + s B A = W: the layer begins as it was. Most have B A = 0, and W_residual is W itself. Others (takes_from_W)
-move a part of W into s B A, which then learns. No adapter here holds a second W for it: instead of W_residual it keeps
-the start A₀, B₀, as W_residual = W - s B₀ A₀ (lora.ResidualLoRALinear). W_residual is returned for whoever reads or
-checks the function. Of LoftQ alone (quantizes) W_residual is a W in few bits, which the layer is given in the place of
-W (lora.LoftQLinear): the sum comes near W.
+W_residual + s B A = W: the layer's outputs do not change. Most have B A = 0, and W_residual is W itself. Others
+(takes_from_W) move a part of W into s B A, which is then trained. No adapter here holds a second W for it: it stores
+the start A₀, B₀ instead, as W_residual = W - s B₀ A₀ (ResidualLoRALinear). W_residual is returned for readers and tests
+of the function. Only for LoftQ (quantizes) W_residual is a W in few bits, which replaces the layer's W (LoftQLinear):
+the sum comes near W.
 
 A file states INITS = {name: Init(a line about it, its function, ...)}. The names are PEFT's for init_lora_weights.
 """

@@ -1,4 +1,4 @@
-"""EVA: A begins as the principal directions of the layer's inputs, and layers with more to explain get more ranks.
+"""EVA: A starts as the principal directions of the inputs; layers with more variance to explain get a higher rank.
 
     C = 1/N Σ (x - μ)(x - μ)ᵀ = Σ λᵢ vᵢ vᵢᵀ         A = (v₁ ... v_r)ᵀ         B = 0
 
@@ -11,7 +11,7 @@ all layers are sorted, and the largest Σ r of them become ranks, at most ρ r o
 Source: Paischer et al. (2024), "Explained Variance Adaptation", section 3. The paper takes the SVD of X itself, and
 PEFT 0.21.2 takes the mean μ away, as here: where inputs have a mean, as they do in a language model, the first
 directions have little in common. PEFT updates its directions batch by batch until they settle (the same for ρ = 2,
-|cos| 0.999 for ρ = 1), and leaves out tokens without a label; here every token counts that is no padding.
+|cos| 0.999 for ρ = 1), and leaves out tokens without a label; here every token that is not padding counts.
 """
 
 from __future__ import annotations
@@ -23,14 +23,14 @@ import numpy as np
 
 from ...backend import Array
 from ...process import blas_threads
-from .start import Data, Init, Moments, Start, check_rank, kept
+from .start import Data, Init, Moments, Start, check_rank, unchanged_start
 
 
 def eva(W: Array, r: int, s: float, data: Data) -> Start:
     inputs = data.given("inputs")
     check_rank(r, min(inputs.N - 1, W.shape[1]), "the number of directions that its inputs in `data` have")
     _, V = np.linalg.eigh(inputs.covariance())  # the smallest λ first
-    return kept(W, V.T[::-1][:r], np.zeros((len(W), r)))
+    return unchanged_start(W, V.T[::-1][:r], np.zeros((len(W), r)))
 
 
 @blas_threads()
@@ -41,7 +41,7 @@ def shares(inputs: Moments) -> Array:
 
 
 def redistributed(ranks: Mapping[str, int], data: Mapping[str, Data], rho: float) -> dict[str, int]:
-    """{layer: rank} with the same sum. Of equal shares, as of q and k, which read one x, the first layer's go first."""
+    """{layer: rank} with the same sum. Among equal shares, as of q and k, which read one x, the first layer's win."""
     if not rho >= 1:
         raise ValueError(f"rho = {rho!r} is not a number from 1 up")
     inputs = {path: data[path].given("inputs") for path in ranks}

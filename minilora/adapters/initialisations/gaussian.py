@@ -9,12 +9,12 @@ say how wide; 1/r is PEFT's. x Aᵀ then has the variance in/r² for x of varian
 import numpy as np
 
 from ...backend import Array, generator
-from .start import Data, Init, Start, kept
+from .start import Data, Init, Start, unchanged_start
 
 
 def gaussian(W: Array, r: int, s: float, data: Data) -> Start:
     n_out, n_in = W.shape
-    return kept(W, generator(data.rng).standard_normal((r, n_in)) / r, np.zeros((n_out, r)))
+    return unchanged_start(W, generator(data.rng).standard_normal((r, n_in)) / r, np.zeros((n_out, r)))
 
 
 INITS = {"gaussian": Init("A normal with standard deviation 1/r, B = 0", gaussian)}

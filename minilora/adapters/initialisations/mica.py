@@ -1,4 +1,4 @@
-"""MiCA: ΔW acts where W does least, and only A learns.
+"""MiCA: ΔW acts where W does least, and only A is trained.
 
     W = U Σ Vᵀ            A = 0        B = the r columns of U of the smallest singular values, frozen
 
@@ -11,12 +11,12 @@ import numpy as np
 
 from ...backend import Array
 from ..spectrum import svd
-from .start import Data, Init, Start, check_rank, kept
+from .start import Data, Init, Start, check_rank, unchanged_start
 
 
 def mica(W: Array, r: int, s: float, data: Data = Data()) -> Start:
     check_rank(r, min(W.shape), "the number of singular vectors of W")
-    return kept(W, np.zeros((r, W.shape[1])), svd(W).U[:, -r:])
+    return unchanged_start(W, np.zeros((r, W.shape[1])), svd(W).U[:, -r:])
 
 
 INITS = {"mica": Init("A = 0, B the r minor singular vectors of W, frozen", mica, freezes_B=True)}

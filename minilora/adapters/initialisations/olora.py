@@ -3,7 +3,7 @@
     W = Q R               A = R_r (the first r rows)   B = Q_r (the first r columns)      W_residual = W - s B A
 
 Qᵀ Q = I, R upper triangular: Q_r R_r repeats the first r columns of W, so those of W_residual are 0 for s = 1. For
-another s, W gives s Q_r R_r up, as in PEFT and the authors' code.
+another s, s Q_r R_r is subtracted from W, as in PEFT and the authors' code.
 
 Source: Büyükakyüz (2024), "OLoRA", algorithm 1. PEFT 0.21.2 decomposes what the file stores, for a Conv1D (GPT-2) Wᵀ:
 with in = out its outputs are then wrong from the start, and with in ≠ out the first forward raises.
@@ -12,13 +12,13 @@ with in = out its outputs are then wrong from the start, and with in ≠ out the
 import numpy as np
 
 from ...backend import Array
-from .start import Data, Init, Start, check_rank, taken
+from .start import Data, Init, Start, check_rank, residual_start
 
 
 def olora(W: Array, r: int, s: float, data: Data = Data()) -> Start:
     check_rank(r, min(W.shape), "the number of columns of Q in W = Q R")
     Q, R = np.linalg.qr(W)
-    return taken(W, R[:r], Q[:, :r], s)
+    return residual_start(W, R[:r], Q[:, :r], s)
 
 
 INITS = {

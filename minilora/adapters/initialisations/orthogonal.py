@@ -14,7 +14,7 @@ NumPy's, not torch's.
 import numpy as np
 
 from ...backend import Array, generator
-from .start import Data, Init, Start, kept
+from .start import Data, Init, Start, unchanged_start
 
 
 def orthogonal(W: Array, r: int, s: float, data: Data) -> Start:
@@ -24,7 +24,7 @@ def orthogonal(W: Array, r: int, s: float, data: Data) -> Start:
     Q, _ = np.linalg.qr(rng.standard_normal((r, r)))
     A = Q[0::2].T @ rng.standard_normal((r // 2, n_in)) / 10
     B = rng.standard_normal((n_out, r // 2)) @ Q[1::2] / 10
-    return kept(W, A, B)
+    return unchanged_start(W, A, B)
 
 
 INITS = {"orthogonal": Init("A and B random with B A = 0, both learn at once (r even)", orthogonal)}

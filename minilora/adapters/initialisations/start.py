@@ -1,4 +1,4 @@
-"""What an initialisation is given beside W, and what it returns."""
+"""What an initialisation is given besides W, and what it returns."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from ...quantization import Quantized
 
 
 class Moments(NamedTuple):
-    """N inputs x (in,) of a layer, summed up in float64: all that an initialisation needs to know of them."""
+    """Sums over N inputs x (in,) of a layer, in float64: all that an initialisation needs to know of them."""
 
     N: int
     total: Array  # (in,)      Σ x
@@ -40,7 +40,7 @@ class Moments(NamedTuple):
 
 
 class Data(NamedTuple):
-    """What an initialisation may look at beside W; each says what it needs (Init.needs)."""
+    """What an initialisation may look at besides W; each states what it needs (Init.needs)."""
 
     rng: Rng | None = None  # a seed or a generator
     inputs: Moments | None = None  # of what the layer is given
@@ -67,27 +67,27 @@ class Init(NamedTuple):
 
     about: str  # a line
     make: Callable[..., Start]  # (W, r, s, data), and options of its own
-    needs: str = ""  # the field of Data, beside rng, that it cannot do without
+    needs: str = ""  # the field of Data, besides rng, that it requires
     takes_from_W: bool = False  # W_residual is not W
-    freezes_B: bool = False  # B does not learn
+    freezes_B: bool = False  # B is not trained
     quantizes: bool = False  # W_residual is Quantized
     redistribute: Callable[[Mapping[str, int], Mapping[str, Data], float], dict[str, int]] | None = None
     """({layer: rank}, {layer: Data}, rho) -> {layer: rank} of all layers, where one's rank depends on the others'"""
 
 
-def kept(W: Array, A: Array, B: Array) -> Start:
-    """W stays as it is: B A = 0."""
+def unchanged_start(W: Array, A: Array, B: Array) -> Start:
+    """For B A = 0: W does not change."""
     return Start(A.astype(W.dtype), B.astype(W.dtype), W)
 
 
-def taken(W: Array, A: Array, B: Array, s: float) -> Start:
-    """W gives s B A up."""
+def residual_start(W: Array, A: Array, B: Array, s: float) -> Start:
+    """W_residual is W - s B A."""
     A, B = A.astype(W.dtype), B.astype(W.dtype)
     return Start(A, B, W - s * (B @ A))
 
 
-def shared_root(sigma: Array, s: float) -> Array:
-    """√(σ / s), what A and B have each of a part of W. Raises ValueError for an s that is not above 0."""
+def root_of_sigma(sigma: Array, s: float) -> Array:
+    """√(σ / s), the factor of both A and B of a part of W. Raises ValueError for an s that is not above 0."""
     if not s > 0:
         raise ValueError(f"s B A cannot be a part of W at a scale s = {s:g}: choose an alpha above 0")
     root: Array = np.sqrt(sigma / s)

@@ -13,13 +13,13 @@ import math
 import numpy as np
 
 from ...backend import Array, generator
-from .start import Data, Init, Start, kept
+from .start import Data, Init, Start, unchanged_start
 
 
 def uniform(W: Array, r: int, s: float, data: Data) -> Start:
     n_out, n_in = W.shape
     A = generator(data.rng).uniform(-1, 1, (r, n_in)) / math.sqrt(n_in)
-    return kept(W, A, np.zeros((n_out, r)))
+    return unchanged_start(W, A, np.zeros((n_out, r)))
 
 
 INITS = {"uniform": Init("A uniform within ±1/√in, B = 0 (the default)", uniform)}

@@ -12,7 +12,7 @@ from pathlib import Path
 from ...models.labels import list_labels
 from . import layouts
 from .bases import classifier_weight, load_base
-from .config import beside_in, classes_of, options_of
+from .config import classes_of, companions_in, options_of
 from .format import BASE_FORMAT, CONFIG, WEIGHTS, layers_in, locate_adapter, read_adapter, slot_of
 from .reading import label_names, load_adapter
 from .switching import Adapters, load_adapters
@@ -47,7 +47,7 @@ def describe_adapter(folder: Path) -> dict[str, str]:
     config, tensors, metadata = read_adapter(folder)
     cls = classes_of(config)[0]
     options = [f"{option.key} = {config.get(option.key, option.default)}" for option in cls.options if option.key]
-    options += [f"{key} = {config[key]}" for key in beside_in(config)]
+    options += [f"{key} = {config[key]}" for key in companions_in(config)]
     slots = {name: slot_of(config, name) for name in tensors}
     layers = dict.fromkeys(found[0] for found in slots.values() if found)
     usual, *those = (cls.rank(options_of(cls, config, name)) for name in ("", *layers))

@@ -23,7 +23,7 @@ from .config import classes_of, token_keys
 from .plan import plan_of
 from .view import PREFIX, View, view_of
 
-WHOLE_TABLE = "weight", "base_layer.weight", "token_adapter.base_layer.weight"  # ends of the name of one in a file
+WHOLE_TABLE = "weight", "base_layer.weight", "token_adapter.base_layer.weight"  # how its name in a file may end
 HEADS_OF_TASKS = {"SEQ_CLS": "classify", "TOKEN_CLS": "tokens", "FEATURE_EXTRACTION": "none"}  # of PEFT's task_type
 
 
@@ -37,9 +37,9 @@ def load_base(
     """The model in `source` with the head that an adapter is for, a classifier of as many labels as the adapter's, and
     with the tokens that were added to its vocabulary (models/vocabulary.py).
 
-    `quantize` is the format that it is held in, but for layers that the adapter holds in one itself. What the base
-    lacks is drawn from `rng`. Raises and warns as load_pretrained does, but for a classifier that is drawn: the adapter
-    brings its own.
+    `quantize` is the format that it is held in, except for layers that the adapter quantizes itself (LoftQ). What the
+    base lacks is drawn from `rng`. Raises and warns as load_pretrained does, except for a classifier that is drawn: the
+    adapter brings its own.
     """
     head = HEADS_OF_TASKS.get(str(config.get("task_type")))
     bodies = tuple(f"{PREFIX}{body}." for body in {family.base_model_prefix for family in FAMILIES.values()})
@@ -47,8 +47,8 @@ def load_base(
         head = None
     weight = classifier_weight(tensors)
     labels = None if weight is None else len(weight)
-    makes_weight = classes_of(config)[0].makes_weight
-    load = partial(load_pretrained, source, quantize=None if makes_weight else quantize, rng=rng)
+    replaces_weight = classes_of(config)[0].replaces_weight
+    load = partial(load_pretrained, source, quantize=None if replaces_weight else quantize, rng=rng)
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", CLASSIFIER_DRAWN)
         model = load(head=head, labels=labels if head in LABELLED else None)
@@ -57,7 +57,7 @@ def load_base(
     n, tables = added_tokens(view_of(model), config, tensors)
     if n:
         add_rows(model, n, tables)
-    if makes_weight and quantize not in (None, STORED):
+    if replaces_weight and quantize not in (None, STORED):
         hold_as(model, quantize, plan_of(view_of(model), config, tensors).adapters)
     return model
 
@@ -71,10 +71,10 @@ def classifier_weight(tensors: dict[str, np.ndarray]) -> np.ndarray | None:
 def added_tokens(
     view: View, config: dict[str, Any], tensors: Mapping[str, np.ndarray]
 ) -> tuple[int, dict[str, np.ndarray]]:
-    """(how many tokens an adapter's vocabulary has more than the model's, {path: W} of the tables with their rows).
+    """(number of tokens that an adapter adds to the model's vocabulary, {path: W} of the resized tables).
 
-    PEFT saves an embedding and a head that were resized, whole, unless it is told not to. Then the number follows from
-    the rows that learn, if they are all of the new ones.
+    PEFT saves a resized embedding and head completely, unless it is told not to. Without them in the file the number is
+    that of the new tokens whose rows are trained, provided that these are all of the new tokens.
     """
     V, tables, ids = view.model.config.vocab_size, {}, set()
     for path in (path for path in TABLES if path in view.layers):

@@ -22,7 +22,7 @@ READ = {
 INFORMATION = {
     *("task_type", "base_model_name_or_path", "revision", "auto_mapping", "inference_mode", "peft_version"),
 }
-# What trains tokens or keys before the text, and changes no weight.
+# Prompt learning: it trains tokens, or keys and values, before the text, and changes no weight.
 PROMPTS = (
     *("ADAPTION_PROMPT", "CARTRIDGE", "CPT", "MULTITASK_PROMPT_TUNING"),
     *("P_TUNING", "PREFIX_TUNING", "PROMPT_TUNING"),
@@ -34,12 +34,12 @@ ADDED = {"SEQ_CLS": CLASSIFIERS, "TOKEN_CLS": CLASSIFIERS, "QUESTION_ANS": ("qa_
 
 
 def classes_of(config: dict[str, Any]) -> list[type[Adapter]]:
-    """The classes of the variant that a config means, those that read its init. Raises ValueError, with the advice to
-    take, for another variant or init."""
+    """The classes of a config's variant that support its init. Raises ValueError, saying what to do, for a variant or
+    an init that is not supported."""
     if "peft_type" not in config:
         raise ValueError(
-            "it lacks 'peft_type', which PEFT always writes: it is no adapter of PEFT; peft.layouts converts those of "
-            "mlx-lm and loralib"
+            "it lacks 'peft_type', which PEFT always writes: it is not an adapter of PEFT; peft.layouts converts those "
+            "of mlx-lm and loralib"
         )
     kind = config["peft_type"]
     found = [classes for classes in variants().values() if classes[0].peft_type == kind]
@@ -47,7 +47,7 @@ def classes_of(config: dict[str, Any]) -> list[type[Adapter]]:
         known = ", ".join(sorted({classes[0].peft_type for classes in variants().values()}))
         instead = "merge it into its base (merge_and_unload) and save that model"
         if kind in PROMPTS:
-            instead = "no weight can hold it, so generate with it there"
+            instead = "generate with it there, as no weight can hold it"
         raise ValueError(f"peft_type = {short(kind)} is not read here, only {known}: in PEFT, {instead}")
 
     def differing(classes: list[type[Adapter]]) -> list[str]:
@@ -57,7 +57,7 @@ def classes_of(config: dict[str, Any]) -> list[type[Adapter]]:
     def without_ids(classes: list[type[Adapter]]) -> int:
         return sum(option.is_ids and not config.get(option.key) for option in classes[0].options)
 
-    # a LoRA-FA is written as a LoRA: of variants whose files say the same, the first in the alphabet is read
+    # a LoRA-FA is written as a LoRA: of variants with equal files, the first in alphabetical order is read
     nearest = min(found, key=lambda classes: (len(differing(classes)), without_ids(classes), classes[0].variant))
     for key in differing(nearest):
         raise ValueError(f"{key} = {short(config.get(key))} is not supported, only {nearest[0].keys.fixed[key]}")
@@ -97,16 +97,16 @@ def known_keys(cls: type[Adapter]) -> set[str]:
     options = {key for option in cls.options for key in (option.key, option.pattern) if key}
     modules = {other.modules_key for other in variants()[cls.variant] if other.modules_key}
     keys = cls.keys
-    more = {*keys.fixed, *keys.ignored, *keys.beside, keys.init}
+    more = {*keys.fixed, *keys.ignored, *keys.companions, keys.init}
     return ((READ | INFORMATION) - {*keys.lacks}) | options | modules | more
 
 
-def beside_in(config: dict[str, Any]) -> dict[str, tuple[list[type[Adapter]], dict[str, Any]]]:
-    """{key: (classes, {end of the name of a layer: the value of their option})} of the adapters that stand beside those
-    of the config's variant. The end is "" for the token embedding."""
+def companions_in(config: dict[str, Any]) -> dict[str, tuple[list[type[Adapter]], dict[str, Any]]]:
+    """{key: (classes, {end of a layer's name: the value of their option})} of the adapters of other variants that a
+    config holds. The end is "" for the token embedding."""
     found = {}
-    for key in classes_of(config)[0].keys.beside:
-        classes = next(classes for classes in variants().values() if classes[0].beside and classes[0].beside.key == key)
+    for key in classes_of(config)[0].keys.companions:
+        classes = next(c for c in variants().values() if c[0].companion and c[0].companion.key == key)
         value = config.get(key)
         if value is not None:
             found[key] = classes, value if isinstance(value, dict) else {"": value}
@@ -116,13 +116,13 @@ def beside_in(config: dict[str, Any]) -> dict[str, tuple[list[type[Adapter]], di
 def token_keys(config: dict[str, Any]) -> list[str]:
     """The keys that hold ids of tokens."""
     options = classes_of(config)[0].options
-    return [option.key for option in options if option.is_ids and not option.in_a_row] + [*beside_in(config)]
+    return [option.key for option in options if option.is_ids and not option.ordered] + [*companions_in(config)]
 
 
 def check_config(config: dict[str, Any]) -> None:
-    """Raise ValueError, with the key and its value, for what is missing, not supported, not known, or of another kind.
+    """Raise ValueError, with the key and its value, for what is missing, not supported, not known, or of another type.
 
-    What depends on the model, the names and the numbers of layers, is checked with it (plan.py).
+    The names and numbers of layers, which depend on the model, are checked with it (plan.py).
     """
     cls = classes_of(config)[0]
     for option in cls.options:
@@ -133,8 +133,8 @@ def check_config(config: dict[str, Any]) -> None:
         if key not in known and value not in (None, False, "", [], {}):
             raise ValueError(f"{key} = {short(value)} is not known here, so what it changes would be ignored")
     check_general(config, cls)
-    for key, (classes, values) in beside_in(config).items():
-        option = next(o for o in classes[0].options if classes[0].beside and o.name == classes[0].beside.option)
+    for key, (classes, values) in companions_in(config).items():
+        option = next(o for o in classes[0].options if classes[0].companion and o.name == classes[0].companion.option)
         try:
             for value in values.values():
                 option.check(value)
@@ -173,7 +173,7 @@ def check_general(config: dict[str, Any], cls: type[Adapter]) -> None:
             check_pattern(key, pattern, WHOLE.get(key, "PATTERN"))
     layers, targets = config.get("layers_to_transform"), config.get("target_modules")
     if layers is not None and type(layers) is not int and not is_list_of(layers, int):
-        raise ValueError(f"layers_to_transform = {short(layers)} is no list of numbers of layers")
+        raise ValueError(f"layers_to_transform = {short(layers)} is not a list of numbers of layers")
     if config.get("layers_pattern") and layers is None:
         raise ValueError(
             f"layers_pattern = {short(config['layers_pattern'])} does nothing without layers_to_transform: give the "
@@ -181,8 +181,8 @@ def check_general(config: dict[str, Any], cls: type[Adapter]) -> None:
         )
     if isinstance(targets, str) and layers is not None:
         raise ValueError(
-            f"layers_to_transform = {short(layers)} does nothing beside target_modules = {short(targets)}, which is no "
-            "list: say the layers in the regular expression, or take it out"
+            f"layers_to_transform = {short(layers)} does nothing with target_modules = {short(targets)}, which is not "
+            "a list: name the layers in the regular expression, or take it out"
         )
 
 
@@ -193,7 +193,7 @@ def check_pattern(key: str, pattern: str, whole: str = "PATTERN") -> None:
         re.compile(pattern)
         re.compile(whole.replace("PATTERN", pattern))
     except (re.error, OverflowError, RecursionError):
-        raise ValueError(f"{key}: {short(pattern)} is no regular expression") from None
+        raise ValueError(f"{key}: {short(pattern)} is not a regular expression") from None
     text = re.sub(r"(\\d|\[0-9\]|\[\\d\])(\+|\{1,\})?", "0", pattern)  # a number, which is short
     text = re.sub(r"\[[^]]*\]|\\[^b]", ".", text.replace(r"\.", "_")).replace(r"\b", "")
     text = re.sub(r"\(\?([:=!]|<[=!]|P<\w+>|i\))", "(", text)
@@ -208,7 +208,7 @@ def check_pattern(key: str, pattern: str, whole: str = "PATTERN") -> None:
 
 
 def biases_of(cls: type[Adapter]) -> tuple[str, ...]:
-    """PEFT's words for which biases are in the file: none, all, those of the adapted layers."""
+    """PEFT's values for which biases are in the file: none, all, those of the adapted layers."""
     return ("none",) if "bias" in cls.keys.lacks else ("none", "all", f"{cls.peft_type.lower()}_only")
 
 

@@ -16,10 +16,10 @@ from ...models.transformer import Transformer
 from ...nn import TABLES, Parameter, check_fit
 from ...quantization import Quantized, dense, formats
 from .format import BASE_FORMAT, base_without_weights
-from .plan import Place, Plan, twins
+from .plan import Place, Plan, duplicate_rows
 from .view import View
 
-COPIES = ".original_module.", ".modules_to_save."  # in other names that PEFT has for what it saves whole
+COPIES = ".original_module.", ".modules_to_save."  # in PEFT's second names of what it saves whole
 
 
 def check_base(
@@ -30,21 +30,20 @@ def check_base(
     made: Mapping[str, Parameter],
     called: str = "this model",
 ) -> str:
-    """Raise ValueError unless the weights of `model`, with made_weights() in their place, are those that the adapter in
-    `folder` was trained on.
+    """Raise ValueError unless the weights of `model`, with replaced_weights(), are those that the adapter in `folder`
+    was trained on. Return a note, "" if there is nothing to report.
 
-    In another format (quantization/) than then, they are a base too, and a note says so. Weights in full precision are
-    encoded in the adapter's format, to be compared. What they were cannot be told of weights that are encoded.
-    Where there is nothing to say the note is empty.
+    A base that is held in another format (quantization/) than in training is accepted, and the note says so: one in
+    full precision is encoded in the adapter's format to be compared, one in another format cannot be compared.
     """
     held = {p.data.name for p in model.base_parameters().values() if isinstance(p.data, Quantized)}
     now = format_of(model) or ", ".join(sorted(held))  # where an adapter makes the weights of the blocks, of the others
     expected, before = metadata.get("base_sha256"), metadata.get(BASE_FORMAT, "")
     if not expected:
         return f"{folder} does not say which base it is for; its names and shapes fit this one"
-    if expected == base_hash(model, plan.carried(), made=made):
+    if expected == base_hash(model, plan.replaced_paths(), made=made):
         return ""
-    encoded = base_hash(model, plan.carried(), before, made) if before in formats() and not now else ""
+    encoded = base_hash(model, plan.replaced_paths(), before, made) if before in formats() and not now else ""
     if encoded == expected:
         advice = f", but for what it adapts: quantize(model, {before!r})" if made else f": quantize={before!r}"
         return f"{folder} was trained on this base in {before}, and here it is in full precision{advice}"
@@ -56,7 +55,7 @@ def check_base(
     )
 
 
-def needed(
+def without_redundant(
     view: View,
     config: dict[str, Any],
     plan: Plan,
@@ -64,16 +63,16 @@ def needed(
     places: dict[str, Place],
     base_format: str,
 ) -> dict[str, np.ndarray]:
-    """The tensors without what PEFT writes beside them: constants of old models, the frozen weight of an embedding or
-    head that is adapted or was resized, its token rows once more for a tied head, and of a resized one that is saved,
-    or with bias "all", what it knows by two names. Raises ValueError for another frozen weight, but for one of which
-    only the format differs, and for other rows of the head."""
+    """The adapter's tensors, without the redundant ones that PEFT writes too: buffers of old models, the frozen weight
+    of an adapted or resized embedding or head, a second copy of token rows for a tied head, and copies by other names
+    (COPIES). Raises ValueError if a frozen weight is not this base's, except for its format, or if a copy of token rows
+    differs."""
     encoded = formats_for(view.model, base_format) if base_format in formats() else {}
     prefix = plan.prefixes()
     frozen = {view.tensor(path, f"{prefix.get(path, '')}base_layer.weight"): path for path in plan.adapters}
     frozen |= {name: path for path in TABLES if path in view.layers and path not in plan.saved
                if (name := view.tensor(path, "weight")) not in places}  # fmt: skip
-    again = twins(view, plan)
+    duplicates = duplicate_rows(view, plan)
     copies = {view.tensor(path, f"{x[1:]}weight") for path in TABLES if path in plan.saved for x in COPIES}
     head_bias = view.head_bias if ("lm_head", "bias") in [(p.path, p.name) for p in places.values()] else ""
     found = {}
@@ -81,27 +80,27 @@ def needed(
         copy = name in copies or (config.get("bias") == "all" and (COPIES[0] in name or COPIES[1] in name))
         if name in frozen:
             path = frozen[name]
-            if path in plan.adapters and plan.adapters[path][0].makes_weight:
+            if path in plan.adapters and plan.adapters[path][0].replaces_weight:
                 continue  # base_sha256 is of the weight that it makes
             p = view.bases[path].weight
             W = p.data if isinstance(p.data, Quantized) or p not in encoded else encoded[p].of(p.data)
             held = dense(type(p.data).of(x)) if type(p.data) in formats().values() else x
             if x.shape[1:] == W.shape[1:] and len(x) < len(W):
-                raise ValueError(f"{name} has {len(x)} rows, and this base {len(W)}: its vocabulary was cut before")
+                raise ValueError(f"{name} has {len(x)} rows, and this base {len(W)}: it is of a smaller vocabulary")
             if not np.array_equal(to_numpy(dense(W)).astype(x.dtype), held):
                 raise ValueError(f"{name} is not the weight of this base: it was made for another, or trained or "
                                  "resized")  # fmt: skip
-        elif name in again and again[name] in tensors:
-            if not np.array_equal(x, tensors[again[name]]):
-                raise ValueError(f"the head is tied to the embedding: {name} is not {again[name]}")
+        elif name in duplicates and duplicates[name] in tensors:
+            if not np.array_equal(x, tensors[duplicates[name]]):
+                raise ValueError(f"the head is tied to the embedding: {name} is not {duplicates[name]}")
         elif not copy and name != head_bias and not CONSTANT.fullmatch(name):
             found[name] = x
     return found
 
 
 def check_tensors(view: View, plan: Plan, tensors: dict[str, np.ndarray], places: dict[str, Place]) -> None:
-    """Raise ValueError unless the tensors are just those of `places`, of the right shapes, and the model's dtype holds
-    their numbers."""
+    """Raise ValueError unless the tensors are exactly those of `places`, of the right shapes, and the model's dtype
+    holds their values."""
     if not places.keys() & tensors.keys():
         raise ValueError(
             f"its tensors have names of another model: {min(tensors)} is there, and {min(places)} is needed"

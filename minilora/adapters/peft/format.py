@@ -15,14 +15,14 @@ from ...models.tokenizer_files import FILES_READ
 from ...nn import Embedding, Linear
 from ..base import Adapter
 from ..statements import Slot, shape
-from .config import beside_in, check_config, classes_of, flat, options_of, token_keys
+from .config import check_config, classes_of, companions_in, flat, options_of, token_keys
 from .matching import is_saved
 from .view import PREFIX
 
 CONFIG, WEIGHTS, PICKLE = "adapter_config.json", "adapter_model.safetensors", "adapter_model.bin"
 MERGE_IT = "give its base too (--base), or merge it (minilora merge) and compare the two models"
 BASE_FORMAT = "base_format"  # in the metadata: the format of quantization/ in which the blocks of the base are held
-LABELS = "id2label"  # in the metadata of the tensors, as in config.json: PEFT warns of a key that its config lacks
+LABELS = "id2label"  # config.json's key, here in the tensors' metadata: PEFT warns of unknown keys in its config
 
 
 def locate_adapter(source: str | Path) -> Path:
@@ -63,7 +63,8 @@ def read_adapter(folder: Path) -> tuple[dict[str, Any], dict[str, np.ndarray], d
 
 def slot_of(config: dict[str, Any], tensor: str) -> tuple[str, type[Adapter], Slot] | None:
     """(Hugging Face's name of the layer, class, slot) of a tensor that an adapter adds to a layer; None for others."""
-    both = [(classes_of(config), ""), *((c, c[0].beside.prefix) for c, _ in beside_in(config).values() if c[0].beside)]
+    both = [(classes_of(config), "")]
+    both += [(c, c[0].companion.prefix) for c, _ in companions_in(config).values() if c[0].companion]
     for cls, prefix in ((cls, prefix) for classes, prefix in both for cls in classes):
         for slot in cls.slots:
             end = f".{prefix}{slot.file}"
@@ -75,7 +76,7 @@ def slot_of(config: dict[str, Any], tensor: str) -> tuple[str, type[Adapter], Sl
 
 
 def layers_in(folder: Path, config: dict[str, Any], tensors: Mapping[str, np.ndarray]) -> dict[str, Adapter]:
-    """{Hugging Face's name of a layer: its adapter} of an adapter whose model is not there: the bases have no weights.
+    """{Hugging Face's name of a layer: its adapter}, built without the model: the bases are without weights.
 
     Raises ValueError for a tensor that no adapter adds to a layer, for tensors that do not fit each other and the
     config, and for a variant whose files do not hold all of its tensors or the sizes of its layers.
@@ -92,7 +93,7 @@ def layers_in(folder: Path, config: dict[str, Any], tensors: Mapping[str, np.nda
             continue  # the frozen weight of an adapted embedding or head
         place = slot_of(config, tensor)
         if place is None:
-            raise ValueError(f"{folder / WEIGHTS} holds {tensor}, which is no {' or '.join(sorted(slots))} of a layer")
+            raise ValueError(f"{folder / WEIGHTS} holds {tensor}, which is not {' or '.join(sorted(slots))} of a layer")
         held.setdefault(place[0], {})[place[2].file] = x
     layers = {}
     for name, found in held.items():
@@ -104,7 +105,7 @@ def layers_in(folder: Path, config: dict[str, Any], tensors: Mapping[str, np.nda
         arrays = {slot.name: found[slot.file] for slot in cls.slots if slot.file in found}
         options = options_of(cls, config, name)
         axes = {slot.name: slot.file_shape or slot.shape for slot in cls.slots}
-        sizes = {} if options.get("r") == 0 else {"r": cls.rank(options)}  # of 0 the arrays say it
+        sizes = {} if options.get("r") == 0 else {"r": cls.rank(options)}  # r = 0 (SVF): the arrays give the rank
         for attribute, x in arrays.items():
             sizes = dict(zip(axes[attribute], x.shape, strict=False)) | sizes
         there = files[cls] == found.keys() and all(len(axes[name]) == x.ndim for name, x in arrays.items())
@@ -128,7 +129,7 @@ def is_whole_in_file(cls: type[Adapter]) -> bool:
 
 
 def base_without_weights(cls: type[Adapter], sizes: Mapping[str, int], dtype: np.dtype[Any]) -> Any:
-    """A base of these sizes, for an adapter that is looked at and not run."""
+    """A base of these sizes, for an adapter that is inspected and not run."""
     n_in, n_out, zero = sizes["n_in"], sizes["n_out"], np.zeros((), dtype)
     if cls.base_type is Embedding:
         return Embedding(np.broadcast_to(zero, (n_in, n_out)))

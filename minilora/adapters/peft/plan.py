@@ -11,7 +11,7 @@ from ...nn import Linear
 from ..base import Adapter
 from ..statements import Slot, shape, short
 from ..targets import HEADS
-from .config import ADDED, beside_in, class_of_layer, classes_of, options_of, regular_keys
+from .config import ADDED, class_of_layer, classes_of, companions_in, options_of, regular_keys
 from .matching import WHOLE, entries, is_named_by, is_saved, is_target, matches_pattern
 from .view import SHARED, View
 
@@ -23,16 +23,16 @@ class Plan(NamedTuple):
     tied: bool  # do the token embedding and its head have one adapter, or one saved weight, between them?
     saved: list[str]  # layers saved whole
     biases: list[str]  # other layers whose bias is saved
-    beside: Collection[str] = ()  # layers whose adapter is of another variant than the config's
+    companions: Collection[str] = ()  # layers whose adapter is of another variant than the config's
 
-    def carried(self) -> list[str]:
-        """The paths of the base's parameters of which the adapter has its own: they are no part of its base."""
+    def replaced_paths(self) -> list[str]:
+        """The paths of the base's parameters that the adapter stores itself: the base's hash leaves them out."""
         whole = [f"{path}.{name}" for path in self.saved for name in ("weight", "bias")]
         return whole + [f"{path}.bias" for path in self.biases]
 
     def prefixes(self) -> dict[str, str]:
-        """{path: what stands before the name of its slots} of the layers `beside`."""
-        return {path: self.adapters[path][0].beside.prefix for path in self.beside}  # type: ignore[union-attr]
+        """{path: the prefix of the names of its slots in the file} of the `companions`."""
+        return {path: self.adapters[path][0].companion.prefix for path in self.companions}  # type: ignore[union-attr]
 
 
 class Place(NamedTuple):
@@ -57,7 +57,7 @@ def tensors_of(view: View, plan: Plan) -> dict[str, Place]:
     largest = {"n_in": 0, "n_out": 0}
     prefix = plan.prefixes()
     for path, (cls, options) in plan.adapters.items():
-        if plan.tied and path == view.head and path in plan.beside:
+        if plan.tied and path == view.head and path in plan.companions:
             continue  # PEFT writes what a head shares with the embedding only where it stands alone
         sizes = cls.sizes_for(view.bases[path], options)
         largest = sizes | {axis: max(largest[axis], sizes[axis]) for axis in ("n_in", "n_out")}
@@ -83,9 +83,9 @@ def tensors_of(view: View, plan: Plan) -> dict[str, Place]:
     return found
 
 
-def twins(view: View, plan: Plan) -> dict[str, str]:
-    """{name of a slot of a tied head: that of the embedding} where PEFT writes the first only for a resized table."""
-    if not (plan.tied and view.head in plan.beside):
+def duplicate_rows(view: View, plan: Plan) -> dict[str, str]:
+    """{tensor of a tied head: the embedding's, of the same values}: PEFT writes the head's only for a resized table."""
+    if not (plan.tied and view.head in plan.companions):
         return {}
     cls, prefix = plan.adapters[view.head][0], plan.prefixes()[view.head]
     ends = [prefix + slot.file for slot in cls.slots]
@@ -93,7 +93,8 @@ def twins(view: View, plan: Plan) -> dict[str, str]:
 
 
 def plan_of(view: View, config: dict[str, Any], tensors: Collection[str]) -> Plan:
-    """Raises ValueError as check_names does, and where a layer cannot be adapted so, or has tensors and no name."""
+    """The Plan of a config for this model; `tensors` are the names in its file. Raises ValueError as check_names()
+    does, for a layer that cannot be adapted so, and for one that has tensors but is not named."""
     check_names(view, config)
     if config.get("fan_in_fan_out") and not view.transposed:
         family = view.model.family
@@ -136,15 +137,16 @@ def plan_of(view: View, config: dict[str, Any], tensors: Collection[str]) -> Pla
         check_layer(cls, layer, name, options)
         init = config.get(cls.keys.init)
         in_pefts_words = all(config.get(option.key) in option.words for option in cls.options if option.words)
-        if view.transposed and "block_" in path and init in cls.keys.not_transposed and in_pefts_words:
+        if view.transposed and "block_" in path and init in cls.keys.wrong_transposed and in_pefts_words:
             raise ValueError(
                 f"{name} is stored as (in, out), where PEFT's {cls.keys.init} = {init!r} is wrong from the start"
             )
         adapters[path] = cls.form(view.bases[path], **options), options
-    beside = adapters_beside(view, config)
-    both = next((path for path in beside if path in adapters or path in saved), None)
+    companions = companion_adapters(view, config)
+    both = next((path for path in companions if path in adapters or path in saved), None)
     if both:
-        raise ValueError(f"{names[both]} has an adapter by {' and '.join(beside_in(config))}, and another beside it")
+        keys = " and ".join(companions_in(config))
+        raise ValueError(f"{names[both]} is in {keys}, and another key says to adapt or to save it too")
     those = {"none": [], "all": list(names)}.get(config.get("bias") or "none", list(adapters))
     biases = [path for path in those if path not in saved and getattr(view.bases[path], "bias", None) is not None]
     for path in [*saved, *biases]:
@@ -153,23 +155,23 @@ def plan_of(view: View, config: dict[str, Any], tensors: Collection[str]) -> Pla
     both = next((path for path in saved if path in adapters), None)
     if both:
         raise ValueError(f"{names[both]} is among modules_to_save and among target_modules")
-    one = tied or tied_class is not None or {"embed.token", view.head} <= beside.keys()
-    return Plan(adapters | beside, one, saved, biases, [*beside])
+    one = tied or tied_class is not None or {"embed.token", view.head} <= companions.keys()
+    return Plan(adapters | companions, one, saved, biases, [*companions])
 
 
-def adapters_beside(view: View, config: dict[str, Any]) -> dict[str, tuple[type[Adapter], dict[str, Any]]]:
-    """{path: (class, options)} of the adapters of other variants than the config's; of a tied head too, as PEFT ties it
-    if the config does not say it otherwise."""
+def companion_adapters(view: View, config: dict[str, Any]) -> dict[str, tuple[type[Adapter], dict[str, Any]]]:
+    """{path: (class, options)} of the adapters of other variants than the config's. A tied head has the embedding's,
+    and a config that gives it another is refused."""
     found: dict[str, tuple[type[Adapter], dict[str, Any]]] = {}
-    for key, (classes, values) in beside_in(config).items():
+    for key, (classes, values) in companions_in(config).items():
         for end, value in values.items():
             paths = [path for path, name in view.names.items() if name.endswith(end)] if end else ["embed.token"]
             if not paths:
                 raise ValueError(f"{key}: nothing in this {view.model.family} is called {short(end)}")
             for path in paths:
                 cls = class_of_layer(classes, {}, view.bases[path], view.names[path])
-                assert cls.beside
-                options = cls.defaults() | {cls.beside.option: value}
+                assert cls.companion
+                options = cls.defaults() | {cls.companion.option: value}
                 check_layer(cls, view.layers[path], view.names[path], options)
                 found[path] = cls, options
         cls, options = found.get("embed.token", (classes[0], {}))
@@ -182,7 +184,7 @@ def adapters_beside(view: View, config: dict[str, Any]) -> dict[str, tuple[type[
 
 
 def check_layer(cls: type[Adapter], layer: Any, name: str, options: dict[str, Any]) -> None:
-    """Raise ValueError, by its Hugging Face name, for a layer that the class cannot adapt so."""
+    """Raise ValueError, with the layer's Hugging Face name, if the class cannot adapt it with these options."""
     try:
         cls.check(layer, **options)
     except ValueError as error:
@@ -197,10 +199,10 @@ def check_is_plain(view: View, path: str) -> None:
 def is_tied(
     view: View, config: dict[str, Any], chosen: Collection[str], tensors: Collection[str], ends: Collection[str]
 ) -> bool:
-    """Does ensure_weight_tying mean that the head has what the token embedding has, one of both being chosen?
+    """Whether ensure_weight_tying applies: one of the tied pair is chosen, so both have one adapter or saved weight.
 
-    PEFT ties the pair of a tied model if it knows one of the two names. Of GPT-2's pair its config may have the name
-    that it does not know, so tensors of the head count too.
+    PEFT ties the pair of a tied model if it knows one of the two names. For GPT-2's pair the config may have the name
+    that PEFT does not know, so tensors of the head count too.
     """
     by_name = any(path in chosen and view.ties_by_name(path) for path in ("embed.token", view.head) if path)
     by_tensor = any(view.tensor(view.head, end) in tensors for end in ends) if view.head else False
@@ -208,7 +210,7 @@ def is_tied(
 
 
 def check_names(view: View, config: dict[str, Any]) -> None:
-    """Raise ValueError for a name, a layer's number or a tie that is not the model's.
+    """Raise ValueError for a name, a layer's number or a tie that the model does not have.
 
     PEFT ignores a name that matches nothing. Here it is an error: the adapter is probably for another base.
     """
@@ -247,13 +249,13 @@ def check_names(view: View, config: dict[str, Any]) -> None:
 
 
 def targets_of(view: View, config: dict[str, Any], tensors: Collection[str]) -> Any:
-    """target_modules, with what "all-linear" stands for, and a missing one by the tensors that are there."""
+    """target_modules with "all-linear" expanded; if the key is missing, the layers that have tensors in the file."""
     targets = config.get("target_modules")
     if targets is None:
         ends = [slot.file for cls in classes_of(config) for slot in cls.slots if not slot.shared]
         return [name for path, name in view.names.items() if any(view.tensor(path, end) in tensors for end in ends)]
     if isinstance(targets, str) and targets.lower() == "all-linear":
-        # PEFT leaves out a head that gives words, and a classifier where the task says that it is one
+        # PEFT leaves out a language model's head, and a classifier if task_type says that it is one
         heads = ["lm_head"] if view.model.config.head == "lm" or config.get("task_type") != "SEQ_CLS" else HEADS
         return [view.names[path] for path, x in view.bases.items() if isinstance(x, Linear) and path not in heads]
     return targets

@@ -23,7 +23,7 @@ from ...nn import Module, Parameter, converted
 from ..attach import wasted_rank
 from ..base import smaller_side
 from .bases import added_tokens
-from .fitting import check_base, check_tensors, needed
+from .fitting import check_base, check_tensors, without_redundant
 from .format import BASE_FORMAT, CONFIG, LABELS, WEIGHTS, locate_adapter, read_adapter
 from .plan import Place, Plan, plan_of, tensors_of
 from .view import PREFIX, View, view_of
@@ -34,10 +34,10 @@ def load_adapter(model: Transformer, folder: str | Path) -> str:
     `model`, whose base must be the one it was made for; return a note.
 
     Afterwards only what the adapter trained is trainable: its slots, the copies of modules_to_save, the biases. The
-    rest of the model is frozen, adapters of other layers too. An adapter that does not name its base (PEFT's do not)
-    is checked by names and shapes. The note says so, and that the adapter was trained on its base in another format
-    (quantization/); it names a pooler's tensors that were left out, as a model without a head has no pooler, and ranks
-    above min(in, out). Otherwise it is empty. To switch between several: Adapters.
+    rest of the model is frozen, adapters of other layers too. The note says if the adapter does not name its base
+    (PEFT's do not), so that names and shapes alone were checked; if the base is held in another format (quantization/)
+    than in training, or has added tokens; how many of a pooler's tensors were left out; and which ranks are above
+    min(in, out). Otherwise it is "". To switch between several: Adapters.
     The names of a classifier's labels that the adapter brings become the model's.
     Raises FileNotFoundError for a missing file, ValueError for another base, a feature that is not supported, a name in
     the config that nothing in the model has, layers that are adapted already, or missing, unexpected and misshapen
@@ -57,8 +57,8 @@ def load_adapter(model: Transformer, folder: str | Path) -> str:
 
 
 def read_modules(model: Transformer, folder: Path) -> tuple[dict[str, Module], list[str], str]:
-    """({path: module}, names of labels, note) of the adapter in `folder`; `model` is as it was. Raises as load_adapter
-    does."""
+    """({path: module}, names of labels, note) of the adapter in `folder`; `model` is not changed. Raises as
+    load_adapter does."""
     config, tensors, metadata = read_adapter(folder)
     view = view_of(model)
     n, tables = added_tokens(view, config, tensors)
@@ -72,18 +72,19 @@ def read_modules(model: Transformer, folder: Path) -> tuple[dict[str, Module], l
     except ValueError as error:
         raise ValueError(f"{folder / CONFIG} does not fit this model: {error}") from None
     places = tensors_of(view, plan)
-    beside = {name for name in tensors if name.startswith(tuple(f"{PREFIX}{layer}." for layer in view.unused))}
+    pooler = {name for name in tensors if name.startswith(tuple(f"{PREFIX}{layer}." for layer in view.unused))}
     try:
-        rest = {name: x for name, x in tensors.items() if name not in beside}
-        check_tensors(view, plan, needed(view, config, plan, rest, places, metadata.get(BASE_FORMAT, "")), places)
+        rest = {name: x for name, x in tensors.items() if name not in pooler}
+        rest = without_redundant(view, config, plan, rest, places, metadata.get(BASE_FORMAT, ""))
+        check_tensors(view, plan, rest, places)
     except ValueError as error:
         raise ValueError(f"{folder / WEIGHTS} does not fit this model and its config: {error}") from None
-    made = made_weights(view, plan)
+    made = replaced_weights(view, plan)
     notes = list(filter(None, [check_base(model, plan, metadata, folder, made)]))
     if model.added_tokens:
         notes.append(f"{folder}: {say_added(model.added_tokens)}")
-    if beside:
-        notes.append(f"{len(beside)} of its tensors are for a pooler, which a model without a head lacks")
+    if pooler:
+        notes.append(f"{len(pooler)} of its tensors are for a pooler, which a model without a head lacks")
     sides = {path: smaller_side(view.bases[path].weight.data.shape) for path in plan.adapters}
     ranks = {path: cls.rank(options) for path, (cls, options) in plan.adapters.items() if cls.trains_a_matrix()}
     notes += filter(None, [wasted_rank({view.names[path]: (r, sides[path]) for path, r in ranks.items()})])
@@ -91,8 +92,8 @@ def read_modules(model: Transformer, folder: Path) -> tuple[dict[str, Module], l
     return build(view, plan, places, tensors, made), labels, "; ".join(notes)
 
 
-def made_weights(view: View, plan: Plan) -> dict[str, Parameter]:
-    """{path: Parameter} of the weights that adapters stand beside in the place of the model's."""
+def replaced_weights(view: View, plan: Plan) -> dict[str, Parameter]:
+    """{path: Parameter} of the weights that adapters use instead of the model's, as LoftQ's Q."""
     found = {}
     for path, (cls, options) in plan.adapters.items():
         weight = cls.weight_for(view.bases[path], **options)
@@ -116,8 +117,8 @@ def build(
     tensors: dict[str, np.ndarray],
     made: Mapping[str, Parameter],
 ) -> dict[str, Module]:
-    """{path: module} with these numbers. The base's Parameters are shared, but for those of made_weights(); what the
-    adapter trains is its own."""
+    """{path: module} with these arrays. They share the base's Parameters, except for `made`, those of
+    replaced_weights(); what the adapter trains is its own."""
     held: dict[str, dict[str, Parameter]] = {}
     for name, (path, what, slot, _) in places.items():
         W = view.bases[path or next(iter(plan.adapters))].weight
@@ -146,7 +147,7 @@ def build(
 
 
 def with_own(layer: Module, own: dict[str, Parameter]) -> Module:
-    """A module that shares all Parameters of `layer`, but for these."""
+    """A module that shares all Parameters of `layer`, except for these."""
     made = copy.copy(layer)
     for name, parameter in own.items():
         setattr(made, name, parameter)

@@ -75,12 +75,12 @@ class Adapters:
     def attach(
         self, name: str, variant: str = DEFAULT, targets: Targets | None = None, *, rng: Rng, **options: Any
     ) -> None:
-        """Start a new adapter, to be called `name`, as attach() does on the base: several can learn in one batch
+        """Start a new adapter, to be called `name`, as attach() does on the base: several can be trained in one batch
         (Batch.adapters). Nothing else changes. Raises ValueError as attach() does, for a name that is taken, and for
         `train`, as all share the base."""
         self.check_name(name)
         if "train" in options:
-            raise ValueError(f"train={options['train']!r}: all adapters share the base, so nothing of it can learn")
+            raise ValueError(f"train={options['train']!r}: all adapters share the base, so none of it can be trained")
         with self.base_alone():
             plain = {path: m for path, m in self.model.named_modules() if isinstance(m, LAYERS)}
             attach(self.model, variant, targets, rng=rng, **options)

@@ -98,5 +98,5 @@ def from_mlx_name(path: str) -> str:
 def to_mlx_name(name: str) -> str:
     """Raises ValueError for a layer of a family that mlx-lm does not have."""
     if not name.startswith(("model.", "transformer.", "lm_head")):
-        raise ValueError(f"mlx-lm has language models alone, and {name} is no layer of one")
+        raise ValueError(f"mlx-lm has language models alone, and {name} is not a layer of one")
     return name.replace("transformer.", "model.", 1) if name.startswith("transformer.") else name

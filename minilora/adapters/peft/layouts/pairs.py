@@ -31,7 +31,7 @@ def matrices(
     """{path: its two matrices, so called}. Raises ValueError for anything else in the file."""
     extra = sorted(name for name in tensors if last(name) not in (one, two))
     if extra:
-        raise ValueError(f"{file} holds {extra[0]}, which is no {one} or {two}: only those are converted")
+        raise ValueError(f"{file} holds {extra[0]}, which is not {one} or {two}: only those are converted")
     found = {}
     for path in sorted({name.rpartition(".")[0] for name in tensors}):
         pair = [tensors[name] for name in (f"{path}.{one}", f"{path}.{two}") if name in tensors]
@@ -51,7 +51,7 @@ def read_pairs(folder: Path) -> tuple[dict[str, Any], dict[str, Pair], float]:
     config, tensors, _ = read_adapter(folder)
     if config.get("bias") not in ("none", None) or config.get("modules_to_save"):
         raise ValueError(f"{folder} trains whole modules or biases of the base, which this layout has no place for")
-    if classes_of(config)[0].makes_weight:
+    if classes_of(config)[0].replaces_weight:
         raise ValueError(f"{folder} has a base in fewer bits, which this layout cannot say: merge it (minilora merge)")
     layers = layers_in(folder, config, tensors)
     if not layers:
@@ -62,7 +62,7 @@ def read_pairs(folder: Path) -> tuple[dict[str, Any], dict[str, Pair], float]:
             raise ValueError(f"{folder}: {name} is a convolution, which has no place here: see adapters/lora_conv.py")
         factors = layer.factors()
         if factors is None:
-            raise ValueError(f"{folder}: ΔW of {layer.variant} is no product of two matrices, which this layout needs")
+            raise ValueError(f"{folder}: ΔW of {layer.variant} is not a product of two matrices, as this layout needs")
         A, B, s = factors
         pairs[name] = (B.T, A.T, s) if isinstance(layer.base, Embedding) else (A, B, s)
     return config, pairs, float(layer.settings.get("dropout") or 0.0)
