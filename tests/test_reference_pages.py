@@ -136,7 +136,7 @@ def test_the_front_shows_what_import_minilora_shows_before_the_house(pages):
     assert [name for name, _ in shown] == [*minilora.NAMES]
     assert all(f":: {name}\n" in pages[f"reference/{home.rpartition('.')[0]}.md"] for name, home in shown)
     assert front.index(":py:obj:") < front.index(":py:mod:")
-    assert "load it as \\ ``name``\\ ; return {dotted path of a layer\\: what became of it}.\n" in front
+    assert "load it as \\ ``name``\\ ; return {dotted path of a layer\\: its Layer}.\n" in front
 
 
 def test_signatures_are_those_of_the_source():
