@@ -81,7 +81,7 @@ FORMS = (
 def read_conversations(path: str | Path, encoding: str = "utf-8") -> list[tuple[int, list[Message]]]:
     """(line, conversation) for each row of a file of JSON lines, or of a .json file with an array.
 
-    All rows have the same of FORMS, told by their keys. A row's text at "system" is a system prompt before the others.
+    All rows have the same of FORMS, found by their keys. A row's text at "system" is a system prompt before the others.
     Raises OSError for a file that cannot be read; ValueError, with the line, for a row that is malformed, of no form,
     of two, or of another form than the first, for turns of tools, and for empty texts, except a system prompt.
     """

@@ -118,5 +118,5 @@ def positions(ids: Array, padding: Array | None, start: int, kv_cache: KVCache |
         start, padding = start + kv_cache.length, None
     if padding is None:
         one = xp.arange(start, start + T, dtype=xp.int64)[None]
-        return one if len(ids) == 1 else xp.broadcast_to(one, ids.shape)
+        return one if len(ids) == 1 else xp.broadcast_to(one, ids.shape)  # which is slow for one token
     return start + xp.maximum(xp.cumsum(padding, axis=1, dtype=xp.int64) - 1, 0)
