@@ -145,12 +145,12 @@ class DoRA(LoRA):
             return
         W, A, B, m, s = self.tensors
         dm = ops.dora_m_gradients(dy, cache.u, cache.n)
-        if cache.learn_m:
-            grads.add(self.lora_magnitude_vector, dm)
         if cache.through_norm and cache.x is not None:
             grads.add(self.lora_A, ops.dora_A_gradients(dm, cache.n, W, A, B, m, s))
         if cache.P is not None:
             grads.add(self.lora_B, ops.dora_B_gradients(dm, cache.n, cache.P, m, s))
+        if cache.learn_m:
+            grads.add(self.lora_magnitude_vector, dm)  # last: the others read dm
 
     def merged(self) -> tuple[Array, Array | None]:
         """W' = m ∘ V / ‖V‖, and the bias"""

@@ -11,6 +11,7 @@ Parameters, cache and gradients are three separate values. The contract of every
   except in Checkpointed, which runs its forward again. A cache holds no parameter.
 - `backward` may be called again with the same cache, and writes neither to `dy` nor to the cache.
 - The dx it returns is a new array that the caller may write to. So is the y of a Linear.
+- A gradient that it gives to `grads` is a new array too, which it reads no more: sums are formed in place.
 - Where run.needs_dx is False nobody reads dx, and a module may return None for it.
 """
 
@@ -60,13 +61,15 @@ class Gradients(dict[Parameter, Array]):
     the backward of a decoder it holds that of a Memory too (cross_attention.py)."""
 
     def add(self, parameter: Parameter, gradient: Array) -> None:
-        self[parameter] = self[parameter] + gradient if parameter in self else gradient
+        """Add `gradient` (an array that the caller no longer reads) to that of the parameter, in place."""
+        if parameter in self:
+            self[parameter] += gradient
+        else:
+            self[parameter] = gradient
 
     def __add__(self, other: Gradients) -> Gradients:
-        total = Gradients(self)
-        for parameter, gradient in other.items():
-            total.add(parameter, gradient)
-        return total
+        both = {parameter: self[parameter] + other[parameter] for parameter in self.keys() & other.keys()}
+        return Gradients({**self, **other, **both})
 
 
 class Module:

@@ -22,7 +22,6 @@ class GradientSum:
     def __init__(self, n: int) -> None:
         self.parts = [PartGradients(self, part) for part in range(n)]
         self.sums: dict[Use, Array] = {}
-        self.own: set[Use] = set()  # whose sum is an array of its own
         self.turn: Counter[Use] = Counter()  # the part whose gradient is next
         self.waiting: dict[tuple[Use, int], Array] = {}
         self.lock = threading.Lock()
@@ -36,13 +35,10 @@ class GradientSum:
 
     def add_waiting(self, use: Use, part: int) -> None:
         gradient = self.waiting.pop((use, part))
-        if use not in self.sums:
-            self.sums[use] = gradient
-        elif use in self.own:
+        if use in self.sums:
             self.sums[use] += gradient
-        else:  # the first part's array is not written to: its backward may still read it
-            self.sums[use] = self.sums[use] + gradient
-            self.own.add(use)
+        else:
+            self.sums[use] = gradient
 
     def total(self) -> Gradients:
         """The sum, once all parts have run, in the order in which the parts first added to the parameters."""

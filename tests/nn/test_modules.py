@@ -14,6 +14,8 @@ from minilora import ops
 from minilora.backend import get_array_module, to_numpy
 from minilora.models.transformer import Transformer
 from minilora.nn import Embedding, Gradients, Inputs, Linear, Module, Parameter, Pass, PreNormBlock
+from minilora.verify import fed
+from minilora.verify.cases import CHECKS
 
 MODELS = {"gpt2": build, "llama": build, "bert": build, "gpt2 adapted": adapted, "llama adapted": adapted}
 MODELS |= {"bert adapted": lambda family: adapted(family, dropout=0.4)}
@@ -60,7 +62,25 @@ def same(a: Gradients, b: Gradients) -> bool:
     return {p: g.tobytes() for p, g in a.items()} == {p: g.tobytes() for p, g in b.items()}
 
 
+class Overwritten(Gradients):
+    """Keeps a copy of each gradient, and spoils the array that it was given."""
+
+    def add(self, parameter: Parameter, gradient: np.ndarray) -> None:
+        super().add(parameter, gradient.copy())
+        gradient.fill(np.nan)
+
+
 # ---- forward and backward ----
+
+
+@pytest.mark.parametrize("name", [name for name in CHECKS if not name.startswith("op ")])
+def test_no_backward_reads_a_gradient_that_it_has_added(name, monkeypatch):
+    found: list[list[bytes]] = []
+    monkeypatch.setattr(fed, "check_model", lambda fed, f, grads, **options: [g.tobytes() for g in grads.values()])
+    for kind in (Gradients, Overwritten):
+        monkeypatch.setattr(fed, "Gradients", kind)
+        found.append(list(CHECKS[name](np.random.default_rng(0))))
+    assert found[0] == found[1]
 
 
 @pytest.mark.each_value

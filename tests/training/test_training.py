@@ -134,13 +134,29 @@ def test_a_part_without_a_gradient_of_a_parameter_holds_up_no_other():
     np.testing.assert_array_equal(grads[b], [10, 12])
 
 
-def test_what_a_part_has_added_stays_as_it_is_as_its_backward_may_still_read_it():
-    a, total = Parameter(np.zeros(2)), GradientSum(3)
-    added = [np.array([1.0, 2.0]), np.array([3.0, 4.0]), np.array([5.0, 6.0])]
-    for part, gradient in zip(total.parts, added, strict=True):
-        part.add(a, gradient)
-    np.testing.assert_array_equal(added, [[1, 2], [3, 4], [5, 6]])
-    np.testing.assert_array_equal(total.total()[a], [9, 12])
+def test_a_sum_takes_no_array_besides_those_of_its_parts():
+    a, total = Parameter(np.zeros(10_000)), GradientSum(3)
+    added = [np.full(10_000, value) for value in (1.0, 2.0, 3.0)]
+    tracemalloc.start()
+    try:
+        for part, gradient in zip(total.parts, added, strict=True):
+            part.add(a, gradient)
+        (found,) = total.total().values()
+        peak = tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+    np.testing.assert_array_equal(found, np.full(10_000, 6.0))
+    assert peak < found.nbytes / 10
+
+
+def test_adding_two_gradients_changes_neither():
+    a, b = Parameter(np.zeros(2)), Parameter(np.zeros(2))
+    one, other = Gradients({a: np.array([1.0, 2.0])}), Gradients({b: np.array([5.0, 6.0]), a: np.array([3.0, 4.0])})
+    both = one + other
+    assert list(both) == [a, b]
+    np.testing.assert_array_equal([both[a], both[b]], [[4, 6], [5, 6]])
+    np.testing.assert_array_equal([one[a], other[a]], [[1, 2], [3, 4]])
+    assert list(one) == [a]
 
 
 def test_the_gradients_of_many_parts_are_never_all_in_memory():
