@@ -16,7 +16,7 @@ from minilora.files import write_whole
 from minilora.jobs.arguments import comma_separated, positive_float, positive_int, positive_ints
 
 from . import bench, figure, lengths, scaling_report, show
-from .cases import BASES, MALLOCS
+from .cases import BASES
 from .report import ALL
 from .scaling import AXES, read_report, scaling
 from .scaling_figure import scaling_figure
@@ -42,18 +42,18 @@ def parser() -> Parser:
     add("--sizes", type=comma_separated, metavar="A,B", help=what)
     what = f"{', '.join(ALL)} (default: all)"
     add("--measures", type=comma_separated, metavar="A,B", help=what)
-    add("--cores", type=positive_ints, default=[1], metavar="N,N", help="cores for each contestant (default 1)")
-    add("--ranks", type=positive_ints, default=[8], metavar="N,N", help="of adapters (default 8)")
+    add("--cores", type=positive_ints, metavar="N,N", help="cores for each contestant (default 1)")
+    add("--ranks", type=positive_ints, metavar="N,N", help="of adapters (default 8)")
     what = "q_proj,v_proj (default), all-linear, or both, separated by a space"
-    add("--targets", nargs="+", default=["q_proj,v_proj"], metavar="A,B", help=what)
+    add("--targets", nargs="+", metavar="A,B", help=what)
     what = f"how the measure qlora holds the base (default {','.join(BASES)})"
     add("--bases", type=comma_separated, metavar="A,B", help=what)
     what = "kept: every contestant keeps freed memory (default); default: the platform's settings; or both"
-    add("--malloc", type=comma_separated, default=MALLOCS[:1], metavar="A,B", help=what, dest="mallocs")
-    add("--rounds", type=positive_int, default=7, metavar="N", help="(default 7)")
-    add("--seconds", type=positive_float, default=0.2, metavar="X", help="of work in a round, at least (default 0.2)")
+    add("--malloc", type=comma_separated, metavar="A,B", help=what)
+    add("--rounds", type=positive_int, metavar="N", help="(default 7)")
+    add("--seconds", type=positive_float, metavar="X", help="of work in a round, at least (default 0.2)")
     add("--long", action="store_true", help="small on one sequence of 256 to 4096 tokens, with and without blocks")
-    add("--device", choices=["cpu", "cuda"], default="cpu", help="where to compute (cuda needs CuPy)")
+    add("--device", choices=["cpu", "cuda"], help="where to compute (default cpu; cuda needs CuPy)")
     add("--json", action="store_true", help="print the result as JSON, with every round")
     add("--plot", metavar="FILE", help="a figure of the ratios, or with --long of time and memory: NAME.png")
     add_scaling(top.add_subparsers(metavar="scaling", help="how a step grows: python -m benchmarks scaling --help"))
@@ -62,16 +62,17 @@ def parser() -> Parser:
 
 def add_scaling(commands: Any) -> None:
     what = "Time and memory of a LoRA step against width, depth, tokens, rank, batch and cores, beside what is counted."
-    command = commands.add_parser("scaling", description=what)
+    shared = argparse.SUPPRESS  # an option that both have may come before the word too: no default replaces it
+    command = commands.add_parser("scaling", description=what, argument_default=shared)
     command.set_defaults(run=run_scaling)
     add = command.add_argument
-    add("--axes", type=comma_separated, metavar="A,B", help=f"{', '.join(AXES)} (default: all)")
+    add("--axes", type=comma_separated, default=None, metavar="A,B", help=f"{', '.join(AXES)} (default: all)")
     add("--cores", type=positive_ints, metavar="N,N", help="(default 1,2)")
     add("--rounds", type=positive_int, metavar="N", help="(default 5)")
     add("--seconds", type=positive_float, metavar="X", help="of work in a round, at least (default 0.2)")
     what = f"to predict, as minilora count knows them (default {','.join(scaling_report.MODELS)})"
     add("--models", type=comma_separated, default=list(scaling_report.MODELS), metavar="A,B", help=what)
-    add("--read", metavar="FILE", help="measure nothing: print what --json of another run says")
+    add("--read", default=None, metavar="FILE", help="measure nothing: print what --json of another run says")
     add("--json", action="store_true", help="print the result as JSON, with every round")
     add("--plot", metavar="FILE", help="a figure: NAME.png")
 
@@ -79,6 +80,9 @@ def add_scaling(commands: Any) -> None:
 def run_scaling(options: argparse.Namespace) -> None:
     if options.plot:
         check_png(options.plot)
+    names = "sizes", "measures", "ranks", "targets", "bases", "malloc", "long", "device"
+    if others := [name for name in names if getattr(options, name)]:
+        raise ValueError(f"scaling varies one model along its axes: leave out --{', --'.join(others)}")
     given = {key: x for key in ("axes", "cores", "rounds", "seconds") if (x := getattr(options, key)) is not None}
     if options.read and given:
         raise ValueError(f"--read measures nothing: leave out --{', --'.join(given)}")
@@ -95,7 +99,7 @@ def run_scaling(options: argparse.Namespace) -> None:
 def run(options: argparse.Namespace) -> None:
     if options.plot:
         check_png(options.plot)
-    names = "cores", "ranks", "targets", "rounds", "seconds", "device", "sizes", "measures", "bases", "mallocs"
+    names = "cores", "ranks", "targets", "rounds", "seconds", "device", "sizes", "measures", "bases", "malloc"
     given = {key: value for key in names if (value := getattr(options, key)) is not None}
     if options.long:
         given = {"sizes": lengths(), "measures": ["lora"]} | given

@@ -50,14 +50,14 @@ def bench(
     seconds: float = 0.2,
     device: str = "cpu",
     bases: Sequence[str] = BASES,
-    mallocs: Sequence[str] = MALLOCS[:1],
+    malloc: Sequence[str] = MALLOCS[:1],
 ) -> dict[str, Any]:
     """{"machine", "device", "missing", "cases", "threads", "imports", "ops"}: each measure of each size, in `rounds`
     rounds of bursts of `seconds`. "missing" are the packages that a comparison lacks, and a compiler for torch.compile:
     who needs them is left out.
 
     `sizes` are names of SIZES, or with another batch and number of tokens "small:1x128"; `measures` are of ALL;
-    `targets` are those of attach_lora, with commas; `bases` are how "qlora" holds the base; `mallocs` are of MALLOCS.
+    `targets` are those of attach_lora, with commas; `bases` are how "qlora" holds the base; `malloc` are of MALLOCS.
     PyTorch, Transformers and PEFT are contestants where they are installed, torch.compile where there is a compiler.
     Raises ValueError for a name that is not known, RuntimeError for contestants that do not do the same.
     """
@@ -67,7 +67,7 @@ def bench(
         if name not in ALL:
             raise ValueError(f"no measure {name!r}: {choose_from(name, ALL)}")
     asked = [m for m in measures if m in MEASURES]
-    wanted = cases(list(sizes), asked, list(cores), list(ranks), list(targets), device, list(bases), list(mallocs))
+    wanted = cases(list(sizes), asked, list(cores), list(ranks), list(targets), device, list(bases), list(malloc))
     if asked and asked == list(measures) and not wanted:
         raise ValueError(
             f"{', '.join(asked)} on {device} measures nothing of {', '.join(sizes)}: minilm and smollm2 are measured "

@@ -232,6 +232,23 @@ def test_a_word_that_cannot_be_is_said_in_a_line_before_anything_is_measured(wor
     assert said.count("\n") == 1
 
 
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["--rounds", "3", "scaling", "--read", "x.json"], "--read measures nothing: leave out --rounds"),
+        (["--cores", "1,8", "scaling"], "8 cores cannot share 4 sequences"),
+        (["--sizes", "tiny", "scaling"], "scaling varies one model along its axes: leave out --sizes"),
+        (["--malloc", "kept", "--long", "scaling"], "leave out --malloc, --long"),
+    ],
+)
+def test_an_option_before_the_word_scaling_counts_or_is_refused(words, message, monkeypatch, capsys):
+    monkeypatch.setattr(scaling, "measure", None)
+    assert main(words) == 2
+    said = capsys.readouterr().err
+    assert message in said
+    assert said.count("\n") == 1
+
+
 @pytest.mark.parametrize("damage", examples.some_of([
     lambda report: report["axes"].clear(), lambda report: report["axes"].update(rank=[]),
     lambda report: report.pop("held_out"), lambda report: report["held_out"][0].pop("rounds"),
