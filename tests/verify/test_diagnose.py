@@ -446,7 +446,8 @@ def test_from_fewer_than_three_cases_no_constant_is_read_and_both_languages_say_
 
     (few,) = diagnose(odd, cube, product_cases((3, 4), (2, 5))).findings
     assert few.says.en.endswith(
-        "times 0.37, 0.37, a number for each case; to say of which constants that is made takes three cases or more"
+        "times 0.37, 0.37, a number for each case; with fewer than three cases it cannot be said of which constants "
+        "these are made"
     )
     assert few.says.zh.endswith("0.37, 0.37 倍；要判断它由哪些常数构成，至少需要三个用例")
     three = product_cases((3, 4), (2, 5), (4, 3))

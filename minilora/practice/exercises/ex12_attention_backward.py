@@ -299,7 +299,7 @@ add(
     "last_sample_only",
     of_the_last_sample,
     "{it} holds the last sample alone: the others were overwritten, not added",
-    "What does your loop over the samples do with what the sample before has left?",
+    "Does your loop over the samples add to the result of the sample before, or overwrite it?",
 )
 
 

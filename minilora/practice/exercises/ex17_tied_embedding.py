@@ -141,7 +141,7 @@ wrong_dE(
 wrong_dE(
     "repeats_lost",
     "the look-up's part of {it} holds only the last place of a repeated id: its other places are lost",
-    "What happens in NumPy when the same index stands several times in an indexed in-place addition?",
+    "What happens in NumPy when the same index occurs several times in an indexed in-place addition?",
     lambda dlogits, dx, h, ids, E: output_path(dlogits, h) + last_rows(ids, dx, len(E)),
 )
 
@@ -177,7 +177,7 @@ wrong_dE(
 wrong_dE(
     "last_sample_only",
     "{it} holds the last sample alone: the others were overwritten, not added",
-    "What does your loop over the samples do with what the sample before has left?",
+    "Does your loop over the samples add to the result of the sample before, or overwrite it?",
     lambda dlogits, dx, h, ids, E: output_path(dlogits[-1:], h[-1:]) + input_path(dx[-1:], ids[-1:], E),
 )
 wrong_dE(

@@ -506,7 +506,7 @@ def right_gradients(dy, x, codes, absmax, block, A, B, alpha):
 
 @backward.mistake(
     "{it} gives a gradient dW to the base: it is held in codes, whole numbers, which nothing trains",
-    "Can a step of 0.001 change a code, which is a whole number from 0 to 15?",
+    "Can a step of 0.001 change a code, which is an integer from 0 to 15?",
 )
 def base_trained(*given):
     right, G = right_gradients(*given)
@@ -515,7 +515,7 @@ def base_trained(*given):
 
 @backward.mistake(
     "{it} gives a gradient dW_hat to the base: Ŵ is made of codes and scales, which nothing trains",
-    "Which numbers does QLoRA hand to the optimizer?",
+    "Which tensors does QLoRA hand to the optimizer?",
 )
 def decoded_base_trained(*given):
     right, G = right_gradients(*given)
@@ -524,7 +524,7 @@ def decoded_base_trained(*given):
 
 @backward.mistake(
     "{it} gives a gradient dabsmax to the scales: they belong to the base, and are frozen with it",
-    "Which numbers does QLoRA hand to the optimizer?",
+    "Which tensors does QLoRA hand to the optimizer?",
 )
 def scales_trained(dy, x, codes, absmax, block, A, B, alpha):
     right, G = right_gradients(dy, x, codes, absmax, block, A, B, alpha)
