@@ -66,7 +66,8 @@ class LoRALinear(nn.Module):
 import numpy as np
 
 from ..exercise import Exercise, Viva
-from ..modules import Layer, begins, factor, fresh, watched
+from ..torch_functions import watched
+from ..torch_layers import Layer, begins, factor, fresh
 
 layer = Layer(LoRALinear)
 SCALE = "Which two numbers make up the scale?"

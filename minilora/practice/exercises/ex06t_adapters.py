@@ -170,8 +170,9 @@ import numpy as np
 
 from .ex10t_merge import Merging
 from ..exercise import Exercise, Viva
-from ..modules import Layer, begins, reproducible
 from ..parts import Value
+from ..torch_functions import reproducible
+from ..torch_layers import Layer, begins
 
 TENSORS = "y dx dA dB dW db"
 TRAINED = "Which parameters does an optimizer get, and which of them should move?"

@@ -80,7 +80,7 @@ import numpy as np
 from ...verify.problems.low_rank import low_rank
 from .ex10_merge import truth as merged
 from ..exercise import Exercise, Viva
-from ..modules import Layer, fresh, give, output
+from ..torch_layers import Layer, fresh, give, output
 
 
 class Merging(Layer):

@@ -75,7 +75,7 @@ import numpy as np
 
 from .ex22_combine import combining, compressing
 from ..exercise import Exercise, Viva
-from ..modules import Twin, cut_from_autograd, watched
+from ..torch_functions import Twin, cut_from_autograd, watched
 
 
 def forms_the_sum(function, n=250):

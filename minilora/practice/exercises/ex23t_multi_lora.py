@@ -51,7 +51,7 @@ import numpy as np
 
 from .ex23_multi_lora import forward as in_numpy
 from ..exercise import Exercise, Viva
-from ..modules import Twin, cut_from_autograd, watched
+from ..torch_functions import Twin, cut_from_autograd, watched
 
 
 def operations(function, samples):
