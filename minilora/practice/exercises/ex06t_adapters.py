@@ -259,7 +259,7 @@ def start_of(cls):
 
 
 @softmax.mistake(
-    "{it} does not hold base: the frozen layer is not part of it, and what it computes is no update of W",
+    "{it} does not hold base: the frozen layer is not part of it, and what it computes is not an update of W",
     "What must y be before the first step?",
 )
 class SoftmaxAlone(nn.Module):
@@ -309,7 +309,7 @@ class AllTrained(NeverCalled):
         base.requires_grad_(True)
 
 
-@never_called.mistake("{it} shows that the adapter is in place of base, not beside it", "What must y be where B = 0?")
+@never_called.mistake("{it} shows that the adapter replaces base, and is not added to it", "What must y be where B = 0?")
 @forward_of(NeverCalled)
 def InItsPlace(self, x):
     return self.lora(x)

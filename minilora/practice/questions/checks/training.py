@@ -255,7 +255,7 @@ def loss_scaling_saves_gradients_and_no_steps() -> str:
 
 
 def the_training_loss_alone_hides_overfitting() -> str:
-    """60 noisy examples, rank 16: the loss falls at every step; the held-out loss is least early, and then doubles."""
+    """60 noisy examples, rank 16: the loss falls at every step; the held-out loss is lowest early, then doubles."""
     rng = np.random.default_rng(0)
     T = rng.standard_normal((40, 2)) @ rng.standard_normal((2, 40)) / np.sqrt(40)
     x, held = rng.standard_normal((2, 60, 40))
