@@ -55,8 +55,8 @@ class Attention(Module):
     """
 
     # From this number of tokens on, causal attention without a KV cache is computed in blocks, without T x T arrays. On
-    # a CPU that is also faster, by a fifth at 512 tokens, a third at 1024; at 256 not always. Without a causal mask or
-    # a window no block can be skipped, and it would take up to a fifth longer.
+    # a CPU that is also faster, from 1024 tokens on (docs/speed.md); at 512 it depends on the processor. Without a
+    # causal mask or a window no block can be skipped, and it would take up to a fifth longer.
     blockwise_from: float = 512
 
     def __init__(

@@ -141,7 +141,7 @@ class PreNormBlock(Block):
 
     def forward(self, x: Array, inputs: Inputs = Inputs(), run: Pass = Pass()) -> tuple[Array, BlockCache]:
         h, c1 = self.norm_1.forward(x, inputs, run)
-        h, c2 = self.attention.forward(h, inputs, run.above(self.norm_1))
+        h, c2 = self.attention.forward(h, inputs, self.norm_1.above(run))
         x, run = x + h, run.with_dx()
         h, c3 = self.norm_2.forward(x, inputs, run)
         h, c4 = self.mlp.forward(h, inputs, run)
@@ -180,7 +180,7 @@ class SandwichNormBlock(Block):
 
     def forward(self, x: Array, inputs: Inputs = Inputs(), run: Pass = Pass()) -> tuple[Array, SandwichNormBlockCache]:
         h, c1 = self.norm_1.forward(x, inputs, run)
-        h, c2 = self.attention.forward(h, inputs, run.above(self.norm_1))
+        h, c2 = self.attention.forward(h, inputs, self.norm_1.above(run))
         run = run.with_dx()
         h, c3 = self.attention_norm.forward(h, inputs, run)
         x = x + h

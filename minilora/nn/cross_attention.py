@@ -117,7 +117,7 @@ class DecoderBlock(Block):
 
     def forward(self, x: Array, inputs: Inputs = Inputs(), run: Pass = Pass()) -> tuple[Array, DecoderBlockCache]:
         h, c1 = self.norm_1.forward(x, inputs, run)
-        h, c2 = self.attention.forward(h, inputs, run.above(self.norm_1))
+        h, c2 = self.attention.forward(h, inputs, self.norm_1.above(run))
         x, run = x + h, run.with_dx()
         h, c3 = self.norm_cross.forward(x, inputs, run)
         h, c4 = self.cross_attention.forward(h, inputs, run)

@@ -4,15 +4,12 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Callable, Hashable, Sequence
-from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
 
 from ..backend import Array, get_array_module, to_numpy
 from .kv_cache import KVCache
-
-if TYPE_CHECKING:
-    from .module import Module
 
 T = TypeVar("T")
 
@@ -108,7 +105,3 @@ class Pass(NamedTuple):
     def with_dx(self) -> Pass:
         """This pass, for a layer whose dx is read."""
         return self if self.needs_dx else self._replace(needs_dx=True)
-
-    def above(self, layer: Module) -> Pass:
-        """This pass, for the module above `layer`, which reads its dx where it is trained itself."""
-        return self.with_dx() if not self.needs_dx and layer.trainable else self

@@ -139,6 +139,10 @@ class Module:
         """Whether a parameter here or below is trained."""
         return any(parameter.trainable for parameter in self.parameters())
 
+    def above(self, run: Pass) -> Pass:
+        """`run` for the module above this one: if this one is trained, that one's dx is read."""
+        return run.with_dx() if not run.needs_dx and self.trainable else run
+
     def freeze(self) -> None:
         for parameter in self.parameters():
             parameter.trainable = False

@@ -78,12 +78,10 @@ def attention_mask(
         window = None
     if padding is None and window is None and (T == 1 or not causal):
         return None
-    i, j = xp.arange(start, start + T)[:, None], xp.arange(start + T)
-    visible = j <= i if causal else xp.ones((T, start + T), dtype=bool)
+    visible = xp.tri(T, start + T, start, dtype=bool) if causal else xp.ones((T, start + T), dtype=bool)
     if window is not None:
-        visible &= i - window < j
-        if not causal:
-            visible &= j < i + window
+        visible = xp.triu(visible, start - window + 1)
+        visible = visible if causal else xp.tril(visible, start + window - 1)
     if padding is not None:
         visible = visible & padding[:, None, None, :]
     return xp.where(visible, 0.0, -1e9).astype(dtype)

@@ -62,6 +62,7 @@ EXPRESSIONS = [
     "x.reshape(-1, 2, 2).transpose(0, 2, 1)", "x.swapaxes(0, 1)", "x[:, None, ::2]", "cp.split(x, 2, axis=1)",
     "cp.concatenate([x, x])", "cp.stack([x[0], x[1]])", "cp.broadcast_to(x, (2, 3, 4))",
     "cp.tril(cp.ones((3, 3), dtype=bool))",
+    "cp.tri(3, 4, 1, dtype=bool)",
     # indices
     "x[ids]", "x[[0, 1]]", "x[x > 0]", "x[cp.arange(3), ids]", "x.__setitem__((cp.arange(3), ids), 0.0)",
     "x.__setitem__(ids, 0.0)", "x.__setitem__(0, [1.0, 2.0, 3.0, 4.0])", "cp.take(x, ids, axis=0)",
