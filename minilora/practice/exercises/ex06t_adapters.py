@@ -309,7 +309,9 @@ class AllTrained(NeverCalled):
         base.requires_grad_(True)
 
 
-@never_called.mistake("{it} shows that the adapter replaces base, and is not added to it", "What must y be where B = 0?")
+@never_called.mistake(
+    "{it} shows that the adapter replaces base, and is not added to it", "What must y be where B = 0?"
+)
 @forward_of(NeverCalled)
 def InItsPlace(self, x):
     return self.lora(x)

@@ -295,7 +295,9 @@ def added_again(layer):
     return taken_off(layer, -scale_in(layer))
 
 
-@unmerging.mistake("ΔW is subtracted from the frozen {it}, which never had it", "Which of the layer's weights has ΔW in it?")
+@unmerging.mistake(
+    "ΔW is subtracted from the frozen {it}, which never had it", "Which of the layer's weights has ΔW in it?"
+)
 def taken_off_the_base(layer):
     return layer["W"] - scale_in(layer) * layer["B"] @ layer["A"]
 

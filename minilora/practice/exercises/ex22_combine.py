@@ -193,7 +193,8 @@ def weighted_sums_apart(adapters, weights):
 
 
 @combining.mistake(
-    '{it} adds up the A and the B apart, each times √(w s), as PEFT\'s "linear": B of one adapter multiplies A of another',
+    '{it} adds up the A and the B apart, each times √(w s), as PEFT\'s "linear": '
+    "B of one adapter multiplies A of another",
     CROSSED,
 )
 def roots_apart(adapters, weights):
@@ -201,14 +202,16 @@ def roots_apart(adapters, weights):
 
 
 @combining.mistake(
-    "{it} adds up the A and the B apart, with the right factor on one: B of one adapter multiplies A of another", CROSSED
+    "{it} adds up the A and the B apart, with the right factor on one: B of one adapter multiplies A of another",
+    CROSSED,
 )
 def sums_apart(adapters, weights):
     return added(adapters, weights, exact, lambda w, alpha, r: 1)
 
 
 @combining.mistake(
-    "{it} adds up the A and the B apart, filled up with zeros to one rank: B of one adapter multiplies A of another", CROSSED
+    "{it} adds up the A and the B apart, filled up with zeros to one rank: B of one adapter multiplies A of another",
+    CROSSED,
 )
 def padded_sums_apart(adapters, weights):
     r = max(len(A) for A, _, _ in adapters)

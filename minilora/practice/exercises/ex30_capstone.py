@@ -584,7 +584,8 @@ FORWARD = [
      ("    rms = np.sqrt(", "    x = x - x.mean(-1, keepdims=True)\n    rms = np.sqrt(")),
     ("gate_and_up_exchanged", "in {it}, silu is taken of up, not of gate", "Which of the two passes through silu?",
      ("u, swiglu_back = swiglu(gate, up)", "u, swiglu_back = swiglu(up, gate)")),
-    ("softmax_applied", "{it} are probabilities: softmax belongs to the loss", "What is the sum of a row of your result?",
+    ("softmax_applied", "{it} are probabilities: softmax belongs to the loss",
+     "What is the sum of a row of your result?",
      ('return h3 @ base["E"].T, backward', 'return softmax(h3 @ base["E"].T), backward')),
     ("sigmoid_for_silu", "in {it}, the gate is a sigmoid: silu has the factor z, too", "How large is silu(10)?",
      ("silu = gate * sigma", "silu = sigma")),
@@ -635,7 +636,8 @@ BACKWARD = [
      ("(dn - n * (dn * n).mean(-1, keepdims=True)) / rms", "dn / rms")),
     ("gain_forgotten", "{it} lacks the gain g of the norms above", "By what is the normalised x multiplied?",
      ("dn = dy * g", "dn = dy")),
-    ("sigmoid_slope", "{it} has the slope of the sigmoid, not of silu", "How many terms does the derivative of z σ(z) have?",
+    ("sigmoid_slope", "{it} has the slope of the sigmoid, not of silu",
+     "How many terms does the derivative of z σ(z) have?",
      ("(sigma + silu * (1 - sigma))", "sigma * (1 - sigma)")),
     ("skip_path_missing", "{it} lacks the skip path around the MLP",
      "If down gave 0, what would the gradient of x1 be?",
@@ -753,7 +755,8 @@ EXERCISE = Exercise(
             "None: with a wrong gradient the loss could not fall.",
         ),
         Viva(
-            "What does somebody need, besides your two files, to get your model's answers, and what happens without it?",
+            "What does somebody need, besides your two files, to get your model's answers, and what "
+            "happens without it?",
             "The same base, to the bit, and its tokenizer: the files hold A, B, r and α, and at best the base's name. "
             "On another base of the same shapes they load without a word, and the answers are wrong.",
             "Nothing: the adapter is the fine-tuned model.",
