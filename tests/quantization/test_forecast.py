@@ -2,7 +2,7 @@
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from minilora.quantization import Quantized, formats
@@ -88,6 +88,7 @@ def test_a_number_moves_once_the_change_is_half_the_gap_to_the_next(name, gap):
 
 @every_format
 @given(seed=st.integers(0, 2**32 - 1))
+@example(seed=1620243)  # of nf4-dq an entry 8e-8 from the end of its cell
 def test_the_cell_of_a_number_holds_what_is_rounded_to_its_level(cls, seed):
     rng = np.random.default_rng(seed)
     W = (rng.standard_normal((3, 128)) * 10.0 ** rng.uniform(-9, 3, (3, 128) if not cls.for_blocks else ())).astype(
@@ -99,7 +100,9 @@ def test_the_cell_of_a_number_holds_what_is_rounded_to_its_level(cls, seed):
     assert (level <= high).all()
     assert (W / a >= low).all()
     assert (W / a <= high).all()
-    assert np.allclose(level * held, cls.of(W).dense(), rtol=1e-6, atol=0)
+    ulp = 2.0**-22 * (a != 1)  # W is divided by a in float32, two roundings, which decide at the end of a cell
+    levels = [cls.cells(W / a * (1 + e)).level * held for e in (-ulp, 0, ulp)]
+    assert np.any([np.isclose(each, cls.of(W).dense(), rtol=1e-6, atol=0) for each in levels], axis=0).all()
 
 
 def test_float16_keeps_its_grid_below_its_normal_numbers():
