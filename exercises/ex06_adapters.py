@@ -26,7 +26,7 @@ make and returns five bools, in this order:
     merge   base of the merged weights gives what forward gives, the adapter's
             forward is the same after merge(), and weights are as they were
 
-x enters at the first of the weights, and in is its own. Then repair the seven,
+x is the input of the first weight, whose in it has. Then repair the seven,
 until all five hold of each. forward may add s (x Aᵀ) Bᵀ or use merged weights.
 
 By hand: W is 4 × 3, r = 2, α = 6. There are 2 (3 + 4) = 14 numbers to train,

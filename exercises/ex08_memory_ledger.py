@@ -20,7 +20,7 @@ bytes in "float32", 2 in "bfloat16" and "float16".
 
     weights          the model, A and B
     copy             mixed precision: whatever is trained in 2 bytes has a
-                     float32 copy beside it, which the optimizer updates
+                     float32 copy in addition, which the optimizer updates
     gradients        of what is trained, in the dtype that it has in weights
     optimizer        its state
     activations      here only what the linear layers of the blocks keep of the

@@ -10,7 +10,7 @@ With mean(a) = 1/C Σ_c a_c over the row,
     x, dx, dy (batch, tokens, C)    g, dg, b, db (C,)    ε a number, eps
 
 dy is ∂L/∂y. Write two functions. layer_norm_backward returns dx, dg and db,
-rms_norm_backward returns dx and dg. Every row meets the same g and b. b is not
+rms_norm_backward returns dx and dg. Every row uses the same g and b. b is not
 given, since no gradient depends on it.
 
 One row by hand, with C = 2, g = (3, 2) and dy = (2, 5).

@@ -4,11 +4,11 @@ One table E is read by its rows at the input, and multiplied with at the head:
 
     x = E[ids]    ...the layers in between...    h    logits = h Eᵀ
 
-    E, dE (V, C)    ids (batch, tokens), whole numbers from 0 to V - 1
+    E, dE (V, C)    ids (batch, tokens), integers from 0 to V - 1
     x, dx, dy, h, dh (batch, tokens, C)    logits, dlogits (batch, tokens, V)
 
 a. embedding_backward(dy, ids, V): the look-up y = E[ids] alone, dy = ∂L/∂y.
-   Return dE. The same id may stand at many places. No id means padding.
+   Return dE. The same id may occur at many places. No id means padding.
 b. tied_backward(dlogits, dx, h, ids, E): both uses. dlogits = ∂L/∂logits, and
    dx = ∂L/∂x has come back through the layers already. Return dE, for the one
    table, and dh = ∂L/∂h as it leaves the head.

@@ -11,7 +11,7 @@ are given, r is far smaller than in and out.
 Take one step at the rate η. At B = 0 A has no gradient, so B alone moves:
 
     SGD     B = -η dB
-    Adam    B = -η sign(dB), which its first step is but for ε
+    Adam    B = -η sign(dB), which is its first step, except for ε
 
     drop    -Σ G ∘ ΔW, over all entries: what the loss falls, to first order
     length  √(Σ ΔW²)

@@ -7,7 +7,7 @@ result is to be an adapter again:
 
     adapters   a list of (Aᵢ, Bᵢ, αᵢ), of which ΔWᵢ = sᵢ Bᵢ Aᵢ, sᵢ = αᵢ/rᵢ
     Aᵢ (rᵢ, in)    Bᵢ (out, rᵢ)    αᵢ a number; the ranks rᵢ may differ
-    weights    (n,), a number wᵢ for each: also below zero, to take one away,
+    weights    (n,), a number wᵢ for each: also below zero, to subtract one,
                and of any sum
     A (R, in)      B (out, R)      the rank R is yours to choose
 

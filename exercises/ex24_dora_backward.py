@@ -6,7 +6,7 @@
     x, dx (batch, tokens, in)    W, V (out, in)    A, dA (r, in)
     B, dB (out, r)    m, dm, n, g (out,)    y, dy (batch, tokens, out)
 
-DoRA (Liu et al., 2024) learns the length of each row of the weight, m, apart
+DoRA (Liu et al., 2024) trains the length of each row of the weight, m, apart
 from its direction, which A and B turn. W is frozen. α is called alpha, and r
 is that of A. dy is ∂L/∂y.
 

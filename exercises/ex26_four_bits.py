@@ -26,7 +26,7 @@ alone is paired with 7. α is called alpha, and r is that of A.
                      the gap to the next level on that side
         moved        the share of numbers whose code changes
         error        √(Σ e_i²)/‖D‖. Where the code stays, e_i = t_i; where it
-                     changes, take any place in a cell for as likely: e_i² =
+                     changes, let any place in a cell be equally likely: e_i² =
                      c²/12, c the width, times a′, of the cell that it leaves:
                      half a gap on either side, for ±1 on one side alone
 

@@ -19,7 +19,7 @@ each pair (a, b) = (x_i, x_{i+D/2}) of a head by φ = t θ^(-2i/D), i < D/2, to
 base     a dict: E (vocabulary, width), g1, g2, g3, W_q, ..., W_down, each
          (out, in), and the numbers heads and theta. It is frozen.
 adapter  a dict of 14: A_q (r, in), B_q (out, r), ..., A_down, B_down
-ids      (batch, tokens), whole numbers
+ids      (batch, tokens), integers
 
 logits(ids, base, adapter, alpha)     logits (batch, tokens, vocabulary)
 gradients(ids, base, adapter, alpha)  loss and a dict: dA_q, dB_q, ... The loss
@@ -90,7 +90,7 @@ def train(texts, base, r, alpha):
 
 
 def merge(base, adapter, alpha):
-    """Return another base, with W + s B A in the place of each W.
+    """Return another base, with W + s B A instead of each W.
 
     >>> base, adapter = {}, {}
     >>> for name in LAYERS:

@@ -100,7 +100,7 @@ def imports(body: list[ast.stmt], lazy: bool) -> Iterator[str]:
 
 def imported(lazy: bool) -> set[str]:
     """What the package imports, "module" or "module:name", but for the twins of exercises, which are in PyTorch."""
-    twins = {PACKAGE / "practice/modules.py", *PACKAGE.glob("practice/exercises/ex??t_*.py")}
+    twins = {*PACKAGE.glob("practice/torch_*.py"), *PACKAGE.glob("practice/exercises/ex??t_*.py")}
     files = set(PACKAGE.rglob("*.py")) - twins
     return {name for path in files for name in imports(ast.parse(path.read_text(encoding="utf-8")).body, lazy)}
 

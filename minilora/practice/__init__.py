@@ -1,4 +1,4 @@
-"""Exercises: write LoRA and what it sits in by hand, with a teacher that names your mistake.
+"""Exercises: write LoRA and the layers around it by hand, with a teacher that names your mistake.
 
 from minilora.practice import check
 

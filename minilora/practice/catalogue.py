@@ -34,7 +34,7 @@ def twins() -> list[str]:
 
 
 def missing(number: str) -> str:
-    """The package that this exercise needs and that is not installed."""
+    """The package that this exercise needs and that is not installed; "" if there is none."""
     return "torch" if is_twin(number) and importlib.util.find_spec("torch") is None else ""
 
 
@@ -73,5 +73,5 @@ def exercises() -> dict[str, Exercise]:
 
 
 def chosen(listed: str) -> list[Sheet]:
-    """Those of "01,04", each once. Raises ValueError for one that does not exist."""
+    """The exercises of a list such as "01,04", each once. Raises ValueError for one that does not exist."""
     return list(dict.fromkeys(sheet(number.strip()) for number in listed.split(",")))

@@ -42,8 +42,8 @@ class Broken(Exception):
 def check(number: str, *answers: Any, language: str = "en", seed: int = 0) -> Result:
     """Grade the answers to an exercise in a notebook: check("04", lora_backward).
 
-    An exercise of several functions takes them in any order: each is found by its name, and others by their place.
-    Those that are not given are not graded. Returns a Result, which shows itself; a wrong answer raises nothing.
+    Several functions may come in any order if they have the exercise's names; otherwise they are taken in its order.
+    Those that are not given are not graded. Returns a Result, which a notebook displays; a wrong answer raises nothing.
     Raises ValueError for an unknown number, or more answers than the exercise has functions.
     """
     task = exercise(number)
@@ -87,8 +87,8 @@ def check_file(number: str, path: Path, language: str = "en", seed: int = 0) -> 
 
 
 def as_found(path: Path, task: Exercise) -> set[str]:
-    """The functions and classes to repair that are still as they were: what is wrong with them is the learner's to
-    find, also while others are being repaired."""
+    """Names of the functions and classes to repair that are still as they were handed out. Their mistakes are not
+    named, also while others are being repaired: the learner has to find them."""
     try:
         mine = definitions(path.read_text(encoding="utf-8"))
     except (OSError, ValueError, SyntaxError):
@@ -109,7 +109,7 @@ def definitions(source: str) -> dict[str, ast.FunctionDef | ast.ClassDef]:
 
 
 def as_handed_out(path: Path, task: Exercise) -> bool:
-    """Whether nothing was written yet, so that there is nothing to say of it, of what is to be repaired either."""
+    """Whether the file is as it was handed out. Then nothing in it is graded, code to repair included."""
     try:
         text = path.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError):
@@ -159,7 +159,7 @@ def to_find(it: str) -> Checked:
 
 
 def shortened(text: str) -> str:
-    """The lines that are not there already, for a check calls each function many times."""
+    """At most PRINTED lines, each only once: a check calls a function many times, and each call prints the same."""
     lines = list(dict.fromkeys(text.splitlines()))
     more = [f"... {len(lines) - PRINTED} more lines"] if len(lines) > PRINTED else []
     return visible("\n".join([line if len(line) <= 200 else f"{line[:199]}…" for line in lines[:PRINTED]] + more))

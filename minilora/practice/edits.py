@@ -1,4 +1,4 @@
-"""Mistakes that are the solution of an exercise with a few characters changed: as people make them."""
+"""Mistakes made from the solution of an exercise by changing a few characters of its source."""
 
 from __future__ import annotations
 
@@ -15,8 +15,8 @@ from .parts import Function, Part
 def edited(part: Part, table: Iterable[Any]) -> None:
     """Add a mistake for each row: its name, what it says of {it}, a question to ask back, and pairs of texts.
 
-    The first text of a pair is replaced by the second, wherever it stands in the learner's part of the file. Raises
-    ValueError, when the mistake is called, where it does not stand there.
+    The first text of a pair is replaced by the second everywhere in the learner's part of the file. A mistake raises
+    ValueError when it is called, if the first text is not there.
     """
     path = Path(inspect.getfile(part.solution))
     for name, says, asks, *edits in table:
@@ -33,7 +33,7 @@ def wrong(name: str, path: Path, function: str, edits: tuple[tuple[str, str], ..
 
 @functools.cache
 def namespace(path: Path, edits: tuple[tuple[str, str], ...]) -> dict[str, Any]:
-    """What the learner's part of the file defines, with the edits in it."""
+    """The names that the learner's part of the file defines, after the edits."""
     source = path.read_text(encoding="utf-8").partition(MARK)[0]
     for before, after in edits:
         if before not in source:

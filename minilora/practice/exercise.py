@@ -1,10 +1,10 @@
 """An exercise: one file in exercises/, which holds what the learner edits and, below a mark, how it is checked.
 
 Above the line `### THE CHECK` is the learner's file: the statement as its docstring, imports, and functions whose
-solution stands between `### BEGIN SOLUTION` and `### END SOLUTION`. Lines that begin with `#|` after it are what the
-learner finds in its place; without any, that is `raise NotImplementedError`, and outside of a function nothing. Below
-the mark, EXERCISE says the rest. Chinese stands beside the file: the statement in *.zh.md, every other sentence in
-*.zh.json.
+solution is between `### BEGIN SOLUTION` and `### END SOLUTION`. Lines after it that begin with `#|` are handed out
+instead of the solution; without any, that is `raise NotImplementedError`, and outside of a function nothing. Below the
+mark, EXERCISE holds the rest. The Chinese is in files of the same name: the statement in *.zh.md, every other sentence
+in *.zh.json.
 
 A twin is the same task in PyTorch, in a file of its own: ex01t_*.py. What the learner edits is known from the file
 alone (a Sheet); the rest takes an import of it, for which torch must be installed.
@@ -69,7 +69,7 @@ class Sheet:
         return re.sub(r"\n{4,}", "\n\n\n", SOLUTION.sub(in_its_place, self.translated(language)))
 
     def solution(self, language: str = "en") -> str:
-        """The learner's file as it may look in the end."""
+        """The learner's file with the solution."""
         return SOLUTION.sub(r"\2", self.translated(language))
 
     def translated(self, language: str) -> str:
@@ -83,7 +83,7 @@ class Sheet:
 
 @dataclass(frozen=True, kw_only=True)
 class Exercise(Sheet):
-    """What an exercise says of itself. `number` and `path` are those of its file."""
+    """A whole exercise: the Sheet, how it is graded, hints and questions. `number` and `path` are set by its file."""
 
     title: str
     kind: str  # one of KINDS
@@ -93,8 +93,8 @@ class Exercise(Sheet):
     hints: tuple[str, str]
     viva: Sequence[Viva]
     needs: Sequence[str] = ()  # numbers of exercises to do before
-    asks: Sequence[str] = ()  # the interview questions that it answers
-    may_import: Sequence[str] = ()  # of what the check refuses elsewhere: torch in a twin
+    asks: Sequence[str] = ()  # keys of the interview questions that it answers
+    may_import: Sequence[str] = ()  # packages that the check refuses in other exercises: torch in a twin
     derivation: str = ""  # the module of ops/ whose docstring derives it
     limit: float = 0.0  # seconds that a check may take, where that is more than others have (worker.py)
 
@@ -104,7 +104,7 @@ class Exercise(Sheet):
         return sum(len(part.results) or 1 for part in self.parts)
 
     def tensors(self, part: str) -> list[str]:
-        """The names of what is graded of one of its functions."""
+        """The names of the results that are graded of one of its functions."""
         return next(each.results for each in self.parts if each.name == part)
 
     def said(self, sentence: str) -> Words:

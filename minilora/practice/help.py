@@ -13,7 +13,7 @@ from .workspace import Workspace
 
 
 def next_hint(workspace: Workspace, task: Exercise) -> Words:
-    """The first hint, the second, and after a wrong attempt the mistakes that people make in it; then again."""
+    """The next in turn: the first hint, the second, and after a wrong attempt the mistakes that people make."""
     progress = workspace.progress
     record = progress.record(task.number)
     hints = [
@@ -29,7 +29,7 @@ def next_hint(workspace: Workspace, task: Exercise) -> Words:
 
 
 def common_mistakes(task: Exercise) -> Words:
-    """What people get wrong in it, without which of them the learner has made."""
+    """All mistakes that the exercise lists; it does not say which of them the learner has made."""
     found = [words("Mistakes that people make here:")]
     for part in task.parts:
         it = any_result(part)
@@ -38,7 +38,7 @@ def common_mistakes(task: Exercise) -> Words:
 
 
 def any_result(part: Part) -> Words:
-    """dx, where that is all that a function returns; else "a result of lora_backward"."""
+    """What to call a result of a function: "dx" if that is its only one, else "a result of lora_backward"."""
     one = part.results[0] if len(part.results) == 1 else ""
     return Words(one, one) if one else words("a result of {function}", function=part.name)
 
@@ -72,5 +72,5 @@ def body(source: str) -> str:
 
 
 def derivation(task: Exercise) -> str:
-    """The docstring of the op that derives it."""
+    """The docstring of the op that derives the gradient; "" if there is none."""
     return (import_module(f"minilora.ops.{task.derivation}").__doc__ or "").strip() if task.derivation else ""

@@ -1,6 +1,6 @@
-"""How many of the mistakes that an exercise lists its own check sees, and how many it names.
+"""How many of the mistakes that an exercise lists its own check detects, and how many it names.
 
-`python -m minilora.practice.record` counts anew and writes kills.json.
+`python -m minilora.practice.record` counts them again and writes kills.json.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ RECORD = Path(__file__).parent / "kills.json"
 
 
 class Kill(NamedTuple):
-    """A mistake of a part, put to the check of that part."""
+    """What the check of a part makes of one mistake."""
 
     part: str
     mistake: str
@@ -33,13 +33,13 @@ class Kill(NamedTuple):
 
 
 def kills(exercise: Exercise) -> list[Kill]:
-    """Every listed mistake of an exercise."""
+    """A Kill for every listed mistake of an exercise."""
     parts = map(remembering, exercise.parts)
     return [killed(part, mistake) for part in parts for mistake in part.all_mistakes().values()]
 
 
 def remembering(part: Part) -> Part:
-    """The part, computing once what each of its mistakes returns: all checks of one seed are of the same cases."""
+    """The part with the results of each of its mistakes cached: all checks with one seed have the same cases."""
     if not isinstance(part, Value):
         return part
     same, computed = copy.copy(part), part.all_of
@@ -55,7 +55,7 @@ def remembering(part: Part) -> Part:
 
 
 def killed(part: Part, mistake: Mistake, function: Function | None = None) -> Kill:
-    """The mistake, or another function in its place, put to the check of the part."""
+    """Check the mistake, or `function` instead of it."""
     findings = part.check(mistake.wrong if function is None else function).findings
     wrong = [finding for finding in findings if finding.kind != "right"]
     named = {finding.tensor for finding in wrong if finding.name == mistake.name}
@@ -65,7 +65,7 @@ def killed(part: Part, mistake: Mistake, function: Function | None = None) -> Ki
 
 
 def left_out(part: Part) -> Iterator[Kill]:
-    """Each mistake of the exercise's own as though it were not listed: nothing else may then be named."""
+    """Check each of the part's own mistakes while it is not listed: then no other mistake may be named."""
     whole = remembering(part)
     for name, mistake in part.mistakes.items():
         rest = copy.copy(whole)
@@ -74,10 +74,8 @@ def left_out(part: Part) -> Iterator[Kill]:
 
 
 def blunt_answers(part: Part) -> dict[str, Function]:
-    """Answers that compute nothing: zeros, ones, the first argument, and the true values of the first case.
-
-    The last two are there for functions that have arguments.
-    """
+    """Answers that compute nothing: zeros, ones and, for functions that have arguments, the first argument and the true
+    values of the first case."""
     if isinstance(part, Graded):
         return {}
     cases = part.cases(0)
@@ -107,19 +105,19 @@ def blunt_answers(part: Part) -> dict[str, Function]:
 
 
 def counts(exercise: Exercise) -> dict[str, int]:
-    """Of one exercise: mistakes listed, seen, named."""
+    """How many mistakes one exercise lists, how many its check detects ("seen"), and how many it names."""
     found = kills(exercise)
     return {"listed": len(found), "seen": sum(kill.seen for kill in found), "named": sum(kill.named for kill in found)}
 
 
 def recorded() -> dict[str, dict[str, int]]:
-    """What was counted last, by number."""
+    """{number: counts()} of the last run of record.py."""
     found: dict[str, dict[str, int]] = json.loads(RECORD.read_text(encoding="utf-8"))
     return found
 
 
 def table() -> str:
-    """What was counted last, in Markdown."""
+    """The same counts as a Markdown table."""
     rows = recorded()
     lines = ["| exercise | mistakes listed | seen | named |", "|---|---:|---:|---:|"]
     for number, row in rows.items():

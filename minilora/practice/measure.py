@@ -1,4 +1,4 @@
-"""What rules of exercises look at beside numbers."""
+"""What the rules of exercises measure, apart from results: memory, and instructions."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import Any
 
 
 def peak_bytes(function: Callable[..., Any], *arguments: Any) -> int:
-    """The most memory that a call takes at one time, beside its arguments."""
+    """The peak memory of a call in bytes, without its arguments."""
     tracemalloc.start()
     try:
         function(*arguments)
@@ -19,7 +19,7 @@ def peak_bytes(function: Callable[..., Any], *arguments: Any) -> int:
 
 
 def instructions(function: Callable[..., Any], *arguments: Any) -> int:
-    """How many instructions Python itself carries out in a call."""
+    """The number of bytecode instructions that Python executes in a call."""
     count = 0
 
     def trace(frame: Any, event: str, argument: Any) -> Any:

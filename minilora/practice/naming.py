@@ -73,7 +73,7 @@ def scaled(it: str, mine: Any, true: Any, cases: Any, same: Any) -> Finding | No
 
 
 def argument(it: str, mine: Any, true: Any, cases: Any, same: Any) -> Finding | None:
-    """One of the arguments, as it came."""
+    """One of the arguments, unchanged."""
     for name in cases[0]:
         values = [case[name] for case in cases]
         if numbers(values) and numbers(mine) and all(map(same, values, mine)):
@@ -91,7 +91,7 @@ def constant(it: str, mine: Any, true: Any, cases: Any, same: Any) -> Finding | 
 
 
 def unknown(it: str, mine: Any, true: Any, cases: Any, same: Any) -> Finding:
-    """None of the mistakes that are known: where it is wrong, and one number to work out by hand."""
+    """None of the known mistakes: in which cases it is wrong, and one number to work out by hand."""
     wrong = [i for i, (a, t) in enumerate(zip(mine, true, strict=True)) if not same(a, t)]
     smallest = min(wrong, key=lambda i: np.asarray(true[i]).size)
     a, t = np.asarray(mine[smallest]), np.asarray(true[smallest])

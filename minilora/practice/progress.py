@@ -1,4 +1,4 @@
-"""What a learner has done: one JSON file beside the exercises."""
+"""What a learner has done: one JSON file in the folder of exercises."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ FILE = "progress.json"
 
 @dataclass
 class Record:
-    """Of one exercise. Minutes count while it is open in the loop."""
+    """What was done in one exercise. Minutes count while it is open in the loop."""
 
     state: str = "not started"  # not started, wrong, broken, passed; once passed it stays so
     attempts: int = 0  # checks of a file that had changed, up to the first that passed
@@ -26,12 +26,12 @@ class Record:
     hints: int = 0  # how many were shown
     seen: str = ""  # a digest of the file that was checked last
     first: list[int] = field(default_factory=list)  # results right at the first attempt, and how many there were
-    mistakes: dict[str, int] = field(default_factory=dict)  # the names of those met, and how often
+    mistakes: dict[str, int] = field(default_factory=dict)  # {name: how often it was made}
 
 
 @dataclass
 class Progress:
-    """Of every exercise, in the folder of a learner."""
+    """The settings of a learner's folder, and what was done in every exercise and question."""
 
     path: Path
     language: str = "en"
@@ -43,7 +43,7 @@ class Progress:
 
     @classmethod
     def of(cls, folder: Path) -> Progress:
-        """What is written in the folder. Raises ValueError for a file that is no progress."""
+        """Read the folder's progress.json; new Progress if there is none. Raises ValueError if it cannot be read."""
         path = folder / FILE
         if not path.exists():
             return cls(path)
@@ -68,13 +68,13 @@ class Progress:
         return (json.dumps(shown, indent=1, ensure_ascii=False) + "\n").encode()
 
     def refresh(self) -> None:
-        """Take over what another window has written."""
+        """Read again what another process may have written."""
         if self.path.exists():
             written = Progress.of(self.path.parent)
             self.records, self.cards = written.records, written.cards
 
     def spend(self, number: str, minutes: float) -> None:
-        """Minutes on an exercise that is not passed yet."""
+        """Add these minutes to an exercise, unless it is passed."""
         if not self.passed(number):
             record = self.record(number)
             record.minutes = round(record.minutes + minutes, 2)
@@ -90,7 +90,7 @@ class Progress:
         return self.passed(number) or bool(self.record(number).attempts)
 
     def add(self, result: Result, content: str) -> None:
-        """One check of a file. It counts where the content is another than the last time."""
+        """Record a check of a file. It counts only until the exercise is passed, and if the content is new."""
         record, digest = self.record(result.number), hashlib.sha256(content.encode()).hexdigest()[:16]
         if record.state == "passed" or record.seen == digest:
             return

@@ -23,7 +23,7 @@ def pytest_collect_file(file_path: Path, parent: pytest.Collector) -> pytest.Fil
 
 
 class ExerciseFile(pytest.File):
-    """It is checked once, in a process with a time limit, for all its tests."""
+    """A learner's file. It is checked once, in a process with a time limit, for all its tests."""
 
     @cached_property
     def result(self) -> Result:

@@ -1,4 +1,4 @@
-"""Count anew how many mistakes each exercise sees and names, and write the folder exercises/ of a clone.
+"""Count again how many mistakes each exercise detects and names, and write the folder exercises/ of a clone.
 
 python -m minilora.practice.record
 """

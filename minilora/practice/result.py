@@ -31,7 +31,7 @@ class Line(NamedTuple):
 
     @property
     def mark(self) -> str:
-        """✓, ✗, or a point for what is said further of a tensor that has its ✗ already."""
+        """✓, ✗, or · for a broken law, which adds to the ✗ of the same tensor."""
         return {"right": "✓", "law": "·"}.get(self.kind, "✗")
 
 
@@ -68,8 +68,8 @@ class Result:
 
     @property
     def points(self) -> int:
-        """One for each result that is right; all that are asked for only where it passes, for a broken rule spoils none
-        of the numbers."""
+        """One for each right result, but one less than all unless the exercise is passed: with a broken rule every
+        result can be right."""
         return self.right if self.passed else max(min(self.right, self.asked - 1), 0)
 
     def verdicts(self) -> dict[tuple[str, str], bool]:
@@ -87,7 +87,7 @@ class Result:
         return list(dict.fromkeys(finding.name for finding in self.findings if finding.name))
 
     def lines(self, language: str = "") -> list[Line]:
-        """What is said of each result; a mistake in several results of a function is said once."""
+        """The findings, a Line each; the same finding about several results of a function is one Line."""
         language = language or self.language
         comma, colon = words(", ").in_language(language), words(": ").in_language(language)
         found, plain = [], words("{it} is right")
@@ -136,7 +136,7 @@ class Result:
         return "\n".join(lines)
 
     def note(self, language: str) -> str:
-        """How to look at the case of which the first unknown finding speaks."""
+        """How to look at the case that the first unknown finding mentions; "" if there is none."""
         for part, checked in self.parts.items():
             for finding in checked.findings:
                 if finding.asks and (found := re.search(r"case (\d+)", finding.asks.en)):

@@ -125,7 +125,7 @@ def needs(package: str) -> Words:
 
 
 def listed(workspace: Workspace, order: Sequence[str]) -> list[dict[str, Any]]:
-    """The same for other programs."""
+    """The exercises and twins, and what was done in each, as values for JSON."""
     found = []
     for number in (*order, *filter(workspace.has, twins())):
         each, record = sheet(number), workspace.progress.records.get(number, Record())

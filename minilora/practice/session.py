@@ -40,7 +40,7 @@ class Session:
     # ---- what happens ----
 
     def run(self, events: Events) -> None:
-        """Until q, or the end of the input."""
+        """Handle events until q, or the end of the input."""
         self.check()
         self.show()
         while self.handle(events):
@@ -48,7 +48,7 @@ class Session:
         self.spend()
 
     def handle(self, events: Events) -> bool:
-        """Wait for an event. False where it is the last."""
+        """Wait for an event and handle it. False if it was the last."""
         return self.handled(events.next(), events)
 
     def handled(self, event: Event, events: Events) -> bool:
@@ -86,7 +86,7 @@ class Session:
         return key in actions
 
     def check(self) -> None:
-        """Check the current file. What it takes counts as an attempt if the file is not as it was."""
+        """Check the current file. It counts as an attempt if the file has changed since the last check."""
         path = self.workspace.path(self.current)
         content = self.workspace.text(self.current)
         if self.console.is_terminal:
@@ -111,7 +111,8 @@ class Session:
         self.check()
 
     def next_number(self, after: str) -> str:
-        """The first exercise after this one that is not passed, or before it, or the one after it."""
+        """The first exercise that is not passed, from the one after this on and then from the start; if all are passed,
+        the one after this."""
         place = self.order.index(after) + 1 if after in self.order else 0
         around = self.order[place:] + self.order[:place]
         return next((number for number in around if not self.progress.passed(number)), around[0])

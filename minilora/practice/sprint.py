@@ -47,11 +47,11 @@ class Sprint(Session):
 
     @property
     def left(self) -> float:
-        """Seconds."""
+        """The seconds that are left."""
         return self.limit - (time.monotonic() - self.started - self.paused)
 
     def planned(self, number: str) -> int:
-        """Minutes for an exercise, of all that there are."""
+        """The minutes planned for an exercise: its share of the limit."""
         return max(round(SPRINT[number] * self.limit / 60 / 90), 1)
 
     def check(self) -> None:
@@ -84,10 +84,10 @@ class Sprint(Session):
         self.console.print(self.said("{n} minutes left, of them {of} planned for this one", n=str(left), of=str(of)))
 
     def flash(self, events: Events) -> None:
-        """Ten questions that are answered wrongly in many places. Whoever quits has seen enough."""
+        """Ask ten questions that many sources answer wrongly; none if the learner quit early."""
         if self.left > 0 and not all(map(self.progress.passed, self.order)):
             return
-        self.console.print(self.said("Ten questions that are answered wrongly in many places, five minutes:"))
+        self.console.print(self.said("Ten questions that many sources answer wrongly, five minutes:"))
         drawn = random.Random(self.progress.seed).sample(chosen(flash=True), FLASH)
         Asking(self.console, events, self.language).ask(drawn, self.graded.__setitem__)
 
@@ -144,7 +144,7 @@ class Sprint(Session):
             yield f"- {number} {task.said(task.title).in_language(self.language)}"
 
     def mistakes_met(self, task: Exercise, record: Record) -> Iterator[str]:
-        """What was found out about the mistakes of an exercise, each once."""
+        """What was said about each mistake that was made in an exercise, once."""
         for part in task.parts:
             for name, mistake in part.all_mistakes().items():
                 if name in record.mistakes:
@@ -156,11 +156,12 @@ class Sprint(Session):
         return sorted(self.order, key=lambda n: (records[n].state == "passed", -sum(records[n].mistakes.values())))
 
     def to_revise(self, n: int = 3) -> list[Any]:
-        """A question of each of the exercises that went worst."""
+        """One question from each of the n exercises that went worst."""
         return [exercise(number).viva[0] for number in self.weakest()[:n]]
 
     def to_do_next(self, n: int = 2) -> list[str]:
-        """What the exercises that went worst stand on, then themselves, then the next of the full path."""
+        """n exercises that are not passed: first those that the failed ones need, then the failed ones, then the next
+        of the full path."""
         failed = [number for number in self.weakest() if not self.progress.passed(number)]
         before = [need for number in failed for need in exercise(number).needs]
         wanted = dict.fromkeys([*before, *failed, *full_path()])

@@ -24,9 +24,9 @@ class Event(NamedTuple):
 class Events:
     """What happens in a folder and on the keyboard, in order.
 
-    A terminal gives single keys. Anything else on standard input gives lines, of which the first letter or the number
-    counts, and an end. Files are watched by watchfiles where it is installed, else looked at three times a second.
-    Raises RuntimeError in a browser, where neither can be waited for.
+    A terminal gives single keys. Any other standard input is read line by line: the first letter of a line, or its
+    number, is the key. Files are watched by watchfiles if it is installed, else polled three times a second. Raises
+    RuntimeError in a browser, where neither is possible.
     """
 
     def __init__(self, folder: Path):
@@ -67,7 +67,7 @@ class Events:
             self.reading.set()
 
     def cbreak(self) -> Callable[[], None]:
-        """Give keys as they are pressed, and return what undoes that."""
+        """Let the terminal give each key when it is pressed; return a function that undoes this."""
         if not self.single or sys.platform == "win32":
             return lambda: None
         import termios

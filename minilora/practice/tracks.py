@@ -40,8 +40,8 @@ ONE_IS_ENOUGH = ("06",)  # in the sprint, one right result of these will do
 
 
 def full_path(start: str = "") -> list[str]:
-    """Every exercise there is but for the twins, in an order in which each comes after what it needs, from `start` on
-    if that is free to choose: 01 for whoever knows backpropagation, else 03."""
+    """All exercises except the twins, each after those that it needs. `start` comes first if it is one of the first
+    three: 01 for a learner who knows backpropagation, else 03."""
     order = [number for number in FULL if number in numbers()]
     order += [number for number in numbers() if number not in order and not is_twin(number)]
     if start in order[:3]:

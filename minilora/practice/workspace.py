@@ -109,13 +109,14 @@ def initialise(
 
 
 def contents(language: str = "en", tasks: Iterable[Sheet] | None = None) -> dict[str, str]:
-    """{name: text} of everything that a new folder holds, but for progress.json. Questions go with all exercises."""
+    """{name: text} of everything that a new folder holds, except progress.json. `tasks` are the exercises, by default
+    all; only a folder of all has the questions."""
     pages = {path.name: path.read_text(encoding="utf-8") for path in sorted(PAGES.glob("*.md"))}
     pages = {name: text.replace("{kills}", table()).replace("{course}", timetable()) for name, text in pages.items()}
     if tasks is None:
         tasks = map(sheet, numbers())
         pages |= {f"questions/{name}": text for name, text in (question_pages() | article_pages()).items()}
-    else:  # some exercises, for a class: without pages of questions, and without what links to them
+    else:  # some exercises, for a class: no pages of questions, and no paragraph that links to them
         pages["README.md"] = re.sub(r"The interview questions are .*?\n\n", "", pages["README.md"], flags=re.DOTALL)
     stubs = {f"{each.name}.py": each.stub(language) for each in tasks}
     return pages | {"conftest.py": CONFTEST} | stubs

@@ -1,4 +1,4 @@
-"""Every class of the adapters on a layer, and every variant in a model: ADAPTERS."""
+"""Checks of the adapters: every class on one layer (ADAPTERS), and every variant in a model."""
 
 from __future__ import annotations
 
@@ -43,12 +43,13 @@ ADAPTERS: dict[str, Callable[[LayerFactory], Adapter]] = {
 
 
 def first_on(base_type: type[Module]) -> Callable[[LayerFactory], Adapter]:
-    """A maker of an adapter for this type of layer: of the default variant, if it has one."""
+    """The function in ADAPTERS that makes an adapter for this type of layer, of the default variant if it has one."""
     return next(ADAPTERS[cls.__name__] for cls in (*variants()[DEFAULT], *CLASSES) if cls.base_type is base_type)
 
 
 def merged_embedding(new: LayerFactory) -> Module:
-    """In the place of a token embedding, as it has no gradient of its own."""
+    """BERT's embeddings with a MergedEmbedding as the token table. Alone it has no gradient to check: it is frozen, and
+    reads ids."""
     embeddings = bert(new.config, new.rng)["embed"]
     made = first_on(Embedding)(new)
     for parameter in made.own_parameters().values():
@@ -66,26 +67,26 @@ def of_tied(rng: Rng) -> Iterator[Report]:
 
 
 def of_variant(variant: str, rng: Rng) -> Iterator[Report]:
-    """In llama shared slots serve layers of several sizes; in gpt2 fused layers are adapted by parts. Llama has no
-    biases, so what needs one is not in it."""
+    """The variant in a llama, where layers of several sizes share slots, and in a gpt2, where fused layers are adapted
+    by parts. Llama has no biases: a variant that needs them is left out there."""
     cls = variants()[variant][0]
     options = cls.examples[""]
-    word = next((options[option.name] for option in cls.options if option.ordered), ())
-    for family, those, shape in (("llama", "all-linear", SHAPES[0]), ("gpt2", None, SHAPES[1])):
+    invocation = next((options[option.name] for option in cls.options if option.ordered), ())
+    for family, wanted, shape in (("llama", "all-linear", SHAPES[0]), ("gpt2", None, SHAPES[1])):
         made = model(family, rng, adapted=False)
-        targets = those and adaptable(made, variant, those, **options)
+        targets = wanted and adaptable(made, variant, wanted, **options)
         if targets == []:
             continue
         for path in attach(made, variant, targets, rng=rng, **options):
             shake(made[path].own_parameters().values(), rng)
-        yield checked(made, shape, rng, word)
+        yield checked(made, shape, rng, invocation)
 
 
 def of_many(rng: Rng) -> Iterator[Report]:
-    """Rows with adapters of their own: two beside one product of the base, one that changes it, and the base itself."""
+    """Batches whose rows have different adapters: two parallel to the base, one that changes the base, and none."""
     on_linear = [cls for cls in CLASSES if cls.base_type is Linear and cls.variant != DEFAULT]
-    beside, changing = (next(c for c in on_linear if c.acts_on_some_tokens == kind) for kind in (True, False))
-    classes = {"a": variants()[DEFAULT][0], "b": beside, "c": changing}
+    parallel, changing = (next(c for c in on_linear if c.acts_on_some_tokens == kind) for kind in (True, False))
+    classes = {"a": variants()[DEFAULT][0], "b": parallel, "c": changing}
     batches: tuple[list[str | None], ...] = ["b"], ["a", None, "b"], ["c", "a"]
     for names in batches:
         adapters = Adapters(model("gpt2", rng, adapted=False))

@@ -13,11 +13,12 @@ Tensors: TypeAlias = dict[str, Array]  # "dx" -> the gradient of the input x
 
 
 class Case(NamedTuple):
-    """Over several cases all constants and sizes differ, so that none hides another."""
+    """The arguments of one call, in float64. Give every constant and size another value in each case: a wrong factor
+    can be named only if no other constant takes the same values."""
 
     dy: Array
-    inputs: dict[str, Array]  # what has a gradient, in order
-    constants: dict[str, Any]  # what has none: ids, masks, alpha, r
+    inputs: dict[str, Array]  # the arguments that have a gradient, in order
+    constants: dict[str, Any]  # those that have none: ids, masks, alpha, r
     sizes: Mapping[str, float] = {}  # what a wrong scale may be made of: alpha, r, tokens, "1-p", ...
 
 
@@ -27,7 +28,7 @@ def apply(function: Callable[..., Any], case: Case) -> Any:
 
 
 def relative_error(a: Array, b: Array) -> float:
-    """‖a - b‖ / max(‖a‖, ‖b‖), infinite for different shapes or what is not finite."""
+    """‖a - b‖ / max(‖a‖, ‖b‖); infinite if the shapes differ or an entry is not finite."""
     if np.shape(a) != np.shape(b) or not np.all(np.isfinite(a)):
         return np.inf
     size = max(float(np.linalg.norm(a)), float(np.linalg.norm(b)))

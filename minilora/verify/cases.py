@@ -1,4 +1,4 @@
-"""Every op, module, adapter and family as something that can be checked: CHECKS."""
+"""CHECKS: for every op, module, adapter and family, a function that yields the Reports of its gradients."""
 
 from __future__ import annotations
 

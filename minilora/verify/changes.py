@@ -1,8 +1,8 @@
 """A gradient with a change: other arguments, a factor, other tensors.
 
-What a change gives is a value, or a function of those arguments of the gradient that its parameters name, as
-`lambda keep, p: keep * (1 - p)`. `names` are those of all arguments in order. Where `backward` comes first, a search
-for two faults at once puts a wrong one in its place.
+A new value is given as it is, or as a function of some arguments of the gradient, those that its parameters name:
+`lambda keep, p: keep * (1 - p)`. `names` are the names of all arguments in order. `backward` is the first argument
+where there is one, so that the search for two faults at once can put a wrong backward in its place (mutants.py).
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ def with_arguments(
     *arguments: Array,
     **constants: Any,
 ) -> Tensors:
-    """The gradient with other arguments; of its tensors `only` these, or all."""
+    """The gradient with other arguments; only the tensors of `only`, or all if it is empty."""
     given = named(names, arguments, constants)
     changed = given | {name: evaluated(change, given) for name, change in changes.items()}
     inputs = [changed.pop(name) for name in names[: len(arguments)]]
@@ -54,7 +54,7 @@ def with_changes(case: Case, changes: Mapping[str, Any]) -> Case:
 
 
 def named(names: Sequence[str], arguments: Sequence[Array], constants: Mapping[str, Any]) -> dict[str, Any]:
-    return {**dict(zip(names, arguments, strict=False)), **constants}  # the rest of the names are those of constants
+    return {**dict(zip(names, arguments, strict=False)), **constants}  # constants come with their names
 
 
 def evaluated(value: Any, given: Mapping[str, Any]) -> Any:

@@ -9,13 +9,14 @@ is relative to the entry itself, or to a thousandth of the root mean square of g
 
 The tolerance of each method holds an estimate of its own error:
 
-    central difference D    its uncertainty; it is left out where that is above 1e-4 of g, as beside a constant of 1e12
-    complex step            rounding: 100 η (size of L / size of x + size of g · size of x), at most 1e-6 of g. It is
-                            left out where it contradicts D; elsewhere twice its distance from D is an error of D
+    central difference D    its uncertainty; D is left out where that is above 1e-4 of g, as when f adds a 1e12
+    complex step            rounding: 100 η (size of L / size of x + size of g · size of x), at most 1e-6 of g, where
+                            η = 2e-16. The step is left out where it contradicts D; else D's error is at least twice
+                            their distance
     PyTorch                 the same rounding
 
 A larger difference is measured again at a few points near x: there a mistake stays the same, and rounding does not. A
-gradient that is exactly the same number at all of them, as 1 - p is 0 beside a confident p, is known to 100 η Σ|dy|.
+gradient that is exactly the same at all of them (1 - p is 0 for p near 1) has an uncertainty of 100 η Σ|dy|.
 
 A mistake of 1e-3 that would still not show makes the verdict "cannot tell"; entries below a thousandth of the root mean
 square are only counted. A check can be worthless as a whole: at B = 0 the gradient of A is zero whatever is written, at
@@ -63,12 +64,12 @@ def check_backward(
     *,
     gradients: Callable[[Array, Any], Any] | None = None,
     constants: Mapping[str, Any] | None = None,
-    **words: Any,
+    **options: Any,
 ) -> Report:
     """Check `y, cache = forward(*inputs, **constants)` with `backward(dy, cache)` and `gradients(dy, cache)`.
 
-    Together the last two return one gradient per input, in order: backward the first, gradients the rest. Other
-    `words` and what is raised: as check_gradient.
+    Together the last two return one gradient per input, in order: backward the first, gradients the rest. The other
+    `options` and the errors are those of check_gradient.
     """
     refuse_call("the check", "forward", forward, list(as_inputs(inputs)), as_constants(constants))
     for what, function in (("backward", backward), ("gradients", gradients)):
@@ -89,7 +90,7 @@ def check_backward(
         found = as_list(called("backward", backward, given, {}))
         return [*found, *as_list(called("gradients", gradients, given, {}))] if gradients else found
 
-    return check_gradient(f, grad, inputs, constants=constants, **words)
+    return check_gradient(f, grad, inputs, constants=constants, **options)
 
 
 @blas_threads()
@@ -175,7 +176,8 @@ def check_model(
     """Check `grads`, as backward left it, against `loss()`, which runs the model's forward to a scalar.
 
     One row per trainable parameter of `model`, which must be in float64; those named in `zero` must have none.
-    Raises ValueError where the gradients are not exactly those of the trainable parameters, and as check_gradient.
+    Raises ValueError where the gradients are not exactly those of the trainable parameters, and where check_gradient
+    does.
     """
     parameters = model.trainable_parameters()
     if set(grads) != set(parameters.values()):

@@ -166,7 +166,8 @@ def slopes(g: np.ndarray, us: np.ndarray) -> np.ndarray:
 def rounding_between(
     method: Method, here: Point, near: Iterable[Point], us: np.ndarray, unit: float
 ) -> np.ndarray | float:
-    """How far rounding may put a method and g·u apart: what changes from point to point. 0 where there is no other."""
+    """How far apart rounding may put a method and g·u: by how much their difference varies between points near x. 0 if
+    there are none."""
     points = [here, *near]
     if len(points) == 1:
         return 0.0

@@ -60,10 +60,10 @@ def diagnose(
 ) -> Diagnosis:
     """Find out what is wrong with `grad(dy, *inputs, **constants)`, which returns one gradient per input.
 
-    `problem` is one of the library's (a Problem, or its name), or any function f. A problem has cases of its own;
-    `cases` are used beside them. Its gradient may take the arguments by the names that the problem gives them, in any
-    order, and without some of them where signatures() says so. For an f, the expected gradient is measured on `cases`,
-    there are no named faults, and `laws` may add what must hold of the gradients.
+    `problem` is one of the library's (a Problem, or its name), or any function f. A problem has cases of its own, to
+    which `cases` are added. Its gradient may take the arguments by the names that the problem gives them, in any order,
+    and without some of them where signatures() says so. For an f, the expected gradient is measured on `cases`, there
+    are no named faults, and `laws` may add properties that the gradients must have.
     minilora.verify.problems.signatures() lists the library's problems with their formulas, arguments and shapes.
 
     Raises ValueError for an unknown name, an f without cases, a grad that raises, a constant of another dtype than the
@@ -127,7 +127,8 @@ def problem_called(name: str) -> Problem:
 
 
 def diagnosed(grad: Callable[..., Any], form: Form, own: list[Case], in_bank: bool) -> Diagnosis:
-    """In the caller's own cases and, for a problem of the library, in those of the problem if `grad` accepts them."""
+    """The Diagnosis over the caller's own cases and, for a problem of the library, over the problem's cases too, if
+    `grad` accepts them."""
     problem = form.problem
     if in_bank:
         refuse_constants(own, problem)
@@ -160,7 +161,7 @@ def left_out(usual: Case, case: Case) -> list[str]:
 
 
 def as_case(case: Any) -> Case:
-    """A case with its inputs as arrays. Raises ValueError for what is no case."""
+    """The case with its inputs as arrays. Raises ValueError if it is not a Case."""
     if not isinstance(case, tuple) or len(case) != len(Case._fields):
         raise ValueError(f"a case is Case(dy, inputs, constants, sizes), and not {type(case).__name__}")
     dy, inputs, constants, sizes = case
@@ -182,7 +183,7 @@ def checked(case: Case, problem: Problem, names: list[str]) -> Case:
 
 
 def refuse_constants(cases: list[Case], problem: Problem) -> None:
-    """Raise ValueError for an array of another kind than the problem's: booleans for a mask of 0 and -1e9."""
+    """Raise ValueError for an array of another kind of dtype than the problem's: booleans for a mask of 0 and -1e9."""
     for name, usual in problem.cases(n=1)[0].constants.items():
         for case in cases:
             kind, wanted = np.asarray(case.constants.get(name, usual)).dtype, np.asarray(usual).dtype

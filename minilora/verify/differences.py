@@ -60,7 +60,7 @@ class Slopes(NamedTuple):
 
     @property
     def unexplained(self) -> float:
-        """What is not due to rounding."""
+        """The part of the worst uncertainty that is not due to rounding."""
         return self.worst - self.rounding
 
     @property
@@ -80,7 +80,7 @@ class Slopes(NamedTuple):
         return bool(np.abs(self.values - other.values).max() > self.worst + other.worst)
 
     def jumps_as(self, other: Slopes) -> bool:
-        """Do both jump alike, by more than rounding explains, and by enough to make it no check?"""
+        """Whether both have the same jump, one that rounding does not explain and that makes both useless: a kink."""
         i = np.abs(self.jump).argmax()
         if not all(s.unexplained > max(10 * s.rounding, HIDES * rms(s.values)) for s in (self, other)):
             return False
@@ -93,7 +93,7 @@ def central_differences(
 ) -> Slopes:
     """dL/ds along x + s u for each u, by the step with the least uncertainty.
 
-    `size` is that of the terms of L. Where L is the same at all points, it is `unit` that rounding is relative to.
+    `size` is the size of the terms of L. Where L is the same at all points, rounding is relative to `unit` instead.
     Raises ValueError for a kink, or where L is not finite on both sides of x.
     """
     here, width = float(L(x)), max(1.0, rms(x))
@@ -179,12 +179,12 @@ def nearby(x: np.ndarray, shifts: Iterable[Any]) -> Iterator[np.ndarray]:
 
 
 def scatter(found: list[np.ndarray]) -> np.ndarray:
-    """How far rounding may put two methods apart that differ by `found[0]` at x, and by the rest near x."""
+    """How far apart rounding may put two methods: three times the range of their differences, at x and near it."""
     with np.errstate(invalid="ignore"):
         return np.nan_to_num(3 * np.ptp(found, axis=0), nan=math.inf, posinf=math.inf)
 
 
 def rms(a: np.ndarray) -> float:
-    """The root mean square; what is small does not vanish when it is squared."""
+    """The root mean square, without underflow in the squares."""
     peak = float(np.abs(a).max())
     return peak * math.sqrt(float(((a / peak) ** 2).mean())) if peak else 0.0

@@ -108,7 +108,7 @@ def of_sums(problem: Problem, case: Case) -> Iterator[Fault]:
         "last_sample_only",
         partial(of_the_last_sample, problem.backward, tensors),
         words("{it} holds the last sample alone: the others were overwritten, not added"),
-        words("What does your loop over the samples do with what the sample before has left?"),
+        words("Does your loop over the samples add to the result of the sample before, or overwrite it?"),
     )
 
 

@@ -1,4 +1,4 @@
-"""Every gradient of a module, or of a whole model, for what it is fed."""
+"""Check every gradient of a module, that of its input included, or of a whole model."""
 
 from __future__ import annotations
 
@@ -22,7 +22,8 @@ SHAPES = ((1, 3, 6, 5, "none"), (3, 2, 12, 7, "left"), (2, 5, 6, 1, "right"))
 
 
 class Fed(Module):
-    """A module with the x that it is called with; a float x is a parameter, but that of a whole model."""
+    """A module together with its input x. A float x is a Parameter, so that its gradient is checked too, unless the
+    module is a whole model: that returns no gradient of its images."""
 
     def __init__(self, module: Module, x: np.ndarray) -> None:
         self.module, self.ids = module, x
@@ -38,7 +39,7 @@ class Fed(Module):
 
 
 def check(module: Module, x: np.ndarray, side: str, rng: Rng, adapters: Sequence[str | None] | None = None) -> Report:
-    """Every gradient of Σ dy ∘ module(x), where the outputs of padding have no dy; dropout is drawn the same again."""
+    """Check every gradient of Σ dy ∘ module(x). dy is 0 at padding, and dropout draws the same masks in every call."""
     B, T = x.shape[:2]
     real = pad(side, T, [T, *rng.integers(1, T + 1, B - 1)]) if side != "none" else np.ones((B, T), dtype=bool)
     padding, segments = None if side == "none" else real, rng.integers(0, 2, (B, T)) if x.ndim < 4 else None
@@ -63,7 +64,7 @@ def check(module: Module, x: np.ndarray, side: str, rng: Rng, adapters: Sequence
 
 
 def shake(parameters: Iterable[Parameter], rng: Rng) -> None:
-    """Move every weight, gain, bias or lora_B away from where it starts, as from 0 or 1; what is quantised stays."""
+    """Add noise to every parameter, so that none is still at its initial 0 or 1; quantised ones stay as they are."""
     for parameter in parameters:
         if not isinstance(parameter.data, Quantized):
             parameter.data = parameter.data + 0.3 * rng.standard_normal(parameter.data.shape)
@@ -75,5 +76,5 @@ def shaken(module: Any, rng: Rng) -> Any:
 
 
 def source_of(made: Transformer, B: int, T: int, rng: Rng) -> np.ndarray | None:
-    """For a model of two texts the ids of the other, of another length: (B, T + 1)."""
+    """Source token ids (B, T + 1) for an encoder-decoder; None for any other model."""
     return rng.integers(0, made.config.vocab_size, (B, T + 1)) if made.reads_source else None

@@ -27,7 +27,7 @@ UPSTREAM = {"dy", "dY", "dout", "dL", "dl", "dz", "upstream", "grad_output", "gr
 
 @dataclass(frozen=True)
 class Form:
-    """A problem as a gradient takes it, and how that gradient is called."""
+    """A problem in the form that a gradient expects, and the gradient's names for its arguments."""
 
     problem: Problem
     parameters: Mapping[str, str] | None = None  # what the gradient calls dy, the inputs and constants; None: in order
@@ -103,7 +103,7 @@ def by_name(problem: Problem, grad: Callable[..., Any]) -> Form | None:
     for position, parameter in enumerate(declared):
         name = canonical(parameter.name, known)
         if parameter.kind is parameter.VAR_KEYWORD:
-            return None  # it takes all that there is
+            return None  # it takes every constant: in_order() has it
         if parameter.kind in (parameter.VAR_POSITIONAL, parameter.POSITIONAL_ONLY) or name in named:
             return None
         if name:
@@ -124,7 +124,7 @@ def by_name(problem: Problem, grad: Callable[..., Any]) -> Form | None:
 
 
 def canonical(name: str, known: Sequence[str]) -> str | None:
-    """What the problem calls the parameter."""
+    """The problem's name for a parameter that the caller's gradient calls `name`; None if it has none."""
     if name in known:
         return name
     for other in ALIASES.get(name, "").split():

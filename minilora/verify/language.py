@@ -26,7 +26,7 @@ class Words(NamedTuple):
         return str(getattr(self, language))
 
     def filled(self, **values: str | Words) -> Words:
-        """The same with each name in braces, as {it}, replaced by its value."""
+        """Both sentences with each name in braces, as {it}, replaced by its value."""
         texts = list(self)
         for name, value in values.items():
             each = value if isinstance(value, Words) else (value, value)

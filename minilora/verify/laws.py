@@ -1,4 +1,4 @@
-"""The laws that need no reference. Each returns by how much it is broken, relative to the largest number: LAWS."""
+"""LAWS: properties that need no reference. Each function returns the violation, relative to the largest entry."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ def worst(values: Iterable[float]) -> float:
 
 
 def adapted_layer(cls: type[Adapter], rng: Rng) -> tuple[Adapter, Array, Array]:
-    """A layer of an adapter's class, off its start, x and dy."""
+    """(an adapter of this class with random parameters, a random x, a random dy)"""
     config = Config(vocab_size=5, n_layers=1, d_model=6, n_heads=1, d_ff=5, dtype="float64")
     layer = shaken(ADAPTERS[cls.__name__](LayerFactory(config, rng)), rng)
     x = some_x(layer, 3, 4, 6, rng)
@@ -56,7 +56,7 @@ def held_by(cls: type[Adapter], law: Law, rng: Rng) -> float:
 
 
 def merged_adapter(cls: type[Adapter], rng: Rng) -> float:
-    """0 of a class that no weight can hold."""
+    """How far the merged layer's y is from the adapter's; 0 for a class that cannot be merged."""
     if not cls.mergeable:
         return 0.0
     layer, x, _ = adapted_layer(cls, rng)
@@ -66,13 +66,13 @@ def merged_adapter(cls: type[Adapter], rng: Rng) -> float:
 def new_adapter(cls: type[Adapter], rng: Rng) -> float:
     layer, x, _ = adapted_layer(cls, rng)
     base = copy.copy(layer.base)
-    base.weight = Parameter(layer.dense())  # of LoftQ on its grid, where nothing is lost that could be made up for
+    base.weight = Parameter(layer.dense())  # LoftQ's W is on its grid already: no rounding error for A, B to correct
     new = cls.start(base, rng=rng, **cls.examples[""])
     return apart(base.forward(x)[0], new.forward(x)[0])
 
 
 def rows_of_scores(rng: Rng) -> float:
-    """dq = dS k / √D: with a key of ones in the place of each, that is the row's sum."""
+    """dq = dS k / √D: if every key is replaced by ones, dq holds the row sums of dS, over √D."""
     q, k, v, dy = (rng.standard_normal((2, 5, 6)) for _ in "qkvy")
     _, cache = ops.attention_forward(q, k, v, ops.attention_mask(np, 5, True, None, "float64"), 3)
     sums, _, _ = ops.attention_backward(dy, cache._replace(k=np.ones_like(cache.k)))

@@ -1,4 +1,4 @@
-"""Every family as something that can be checked: a model of two layers and three heads."""
+"""Checks of every model family, in a model of two layers and three heads."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ SPECIAL: dict[str, dict[str, Any]] = {
                    "layer_types": ("full_attention", "sliding_attention")},
     "vit": {"activation": "gelu", "vocab_size": 0, "image_size": 5, "patch_size": 2, "channels": 2},
     "t5": {"d_ff": 23, "head_dim": 5, "decoder_layers": 3, "gated": False, "relative_buckets": 6,
-           "relative_distance": 4},  # of 7 hidden numbers all may be below 0, where ReLU has no gradient
+           "relative_distance": 4},  # all of 7 hidden units may be below 0, where ReLU has no gradient
 }  # fmt: skip
 BODIES = {name: "lm" if "lm" in family.classes else "none" for name, family in FAMILIES.items()}  # a head for each
 CLASSIFIERS = [name for name, family in FAMILIES.items() if "classify" in family.classes]
@@ -41,7 +41,7 @@ ENCODERS = [name for name, family in FAMILIES.items() if "tokens" in family.clas
 
 
 def model(family: str, rng: Rng, adapted: bool = True, head: str = "") -> Transformer:
-    """A model off its start, with `adapted` one that has LoRA on every linear layer, and on patches."""
+    """A model with random parameters; with `adapted`, LoRA is on every linear layer, and on the patch projection."""
     config = Config(VOCABULARY, n_layers=2, d_model=12, n_heads=3, d_ff=7, max_length=9, eps=EPS, dtype="float64")
     config = replace(config, head=head or BODIES[family], labels=4, **SPECIAL.get(family, {}))
     made = FAMILIES[family].build(config, rng)
@@ -52,12 +52,14 @@ def model(family: str, rng: Rng, adapted: bool = True, head: str = "") -> Transf
     return shaken(made, rng)
 
 
-def checked(made: Transformer, shape: tuple[int, int, int, int, str], rng: Rng, word: Sequence[int] = ()) -> Report:
-    """Every gradient of the model's output for random token ids, those of `word` among them, or images."""
+def checked(
+    made: Transformer, shape: tuple[int, int, int, int, str], rng: Rng, invocation: Sequence[int] = ()
+) -> Report:
+    """Check every gradient of the model's output, for random images or token ids, `invocation` among them."""
     B, T, _, _, side = shape
     x = read_by(made, B, T + 2, rng)
-    if word:
-        x[:, T - 1 : T - 1 + len(word)] = word
+    if invocation:
+        x[:, T - 1 : T - 1 + len(invocation)] = invocation
     return check(made, x, side if x.ndim == 2 else "none", rng)
 
 
@@ -70,5 +72,5 @@ def read_by(made: Transformer, B: int, T: int, rng: Rng) -> np.ndarray:
 
 
 def of_family(family: str, adapted: bool, head: str, rng: Rng) -> Iterator[Report]:
-    shapes = SHAPES[1:] if head in LABELLED else SHAPES  # with padding; below are the layers of the other head
+    shapes = SHAPES[1:] if head in LABELLED else SHAPES  # the layers below the head are checked without
     return (checked(model(family, rng, adapted, head), shape, rng) for shape in shapes)

@@ -1,4 +1,4 @@
-"""Every module as something that can be checked: MODULES."""
+"""MODULES: for every module, a function that makes one to check."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ from .op import EPS, THETA, Rng
 
 
 class Reading(Module):
-    """Two cross-attentions, one on the other, and the memory that both read, as a parameter."""
+    """Two stacked cross-attentions that read one memory. It is a parameter here, so that its gradient is checked."""
 
     def __init__(self, new: LayerFactory) -> None:
         assert new.rng is not None
@@ -57,7 +57,7 @@ class Reading(Module):
         self.m = Parameter(new.rng.standard_normal((5, new.config.d_model)))
 
     def memory(self, x: Array, inputs: Inputs) -> Memory:
-        """The same m for every sequence; of its last tokens the padding of x hides some."""
+        """The same m for every sequence. If x has padding, some of the last tokens of m are hidden too."""
         B, (S, C) = len(x), self.m.data.shape
         real = np.arange(S) < 2 + np.arange(B)[:, None] % (S - 1)
         padding = None if inputs.padding is None else real
@@ -87,13 +87,13 @@ def block(family: Callable[[Config, Rng | None], Transformer]) -> Callable[[Laye
 
 
 def convolution(kind: type[Convolution], new: LayerFactory) -> Convolution:
-    """Of d_model channels, with another window along each axis."""
+    """A convolution of d_model channels, whose kernel size, stride and padding differ between the axes."""
     C, kernel = new.config.d_model, (3, 2)[: kind.axes]
     return kind(new.normal(C + 1, C, *kernel), new.full(0, C + 1), (1, 2)[: kind.axes], (2, 0)[: kind.axes], 2)
 
 
 def patch_embeddings(new: LayerFactory) -> PatchEmbeddings:
-    """Of the images that some_x() gives, in patches of 2 x 3."""
+    """PatchEmbeddings for the images of some_x(), in patches of 2 x 3."""
     C, T = new.config.d_model, new.config.max_length
     positions = 1 + ((T + 3) // 2) * ((T + 4) // 3)
     projection = Conv2d(new.normal(C + 1, C, 2, 3), new.full(0, C + 1), stride=(2, 3))
@@ -101,7 +101,7 @@ def patch_embeddings(new: LayerFactory) -> PatchEmbeddings:
 
 
 def some_x(module: Module, B: int, T: int, C: int, rng: Rng) -> np.ndarray:
-    """What it reads: ids of 5 words, signals or images of C channels, or rows."""
+    """A random input for the module: ids below 5 (B, T), signals or images of C channels, or x (B, T, C)."""
     parts = [part for _, part in module.named_modules()]
     axes = next((part.axes for part in parts if isinstance(part, Convolution)), 0)
     if any(type(part) is Embedding for part in parts):
@@ -110,7 +110,7 @@ def some_x(module: Module, B: int, T: int, C: int, rng: Rng) -> np.ndarray:
 
 
 def recorder(new: LayerFactory) -> Module:
-    """The Linear that stands for another while an initialisation looks at W's gradient."""
+    """The Linear that replaces another while an initialisation records the gradient of W."""
     made = Recorder(new.linear(new.config.d_model, new.config.d_ff, True), Latest())
     made.weight.trainable = True
     return made

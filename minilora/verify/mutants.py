@@ -18,7 +18,7 @@ Edit = tuple[Words, ast.expr]  # its effect, and what replaces an expression
 
 @functools.cache
 def mutants_of(function: Callable[..., Any]) -> list[tuple[Words, Callable[..., Any]]]:
-    """(its effect, the function with it) for every edit of the source of `function`; [] where it has none to edit."""
+    """[(effect of the edit, edited function)] for every edit of the source of `function`; [] if it has no source."""
     if function.__closure__:
         return []  # its source alone does not run
     try:
@@ -38,7 +38,8 @@ def mutants_of(function: Callable[..., Any]) -> list[tuple[Words, Callable[..., 
 def fault_within(
     outer: Callable[..., Any], inner: Callable[..., Any], backward: Callable[..., Any]
 ) -> Callable[..., Any]:
-    """`outer`, which calls `backward`, with the tensors that `inner` returns replaced in what it gets."""
+    """`outer`, which calls `backward`, as it is when that call returns the tensors of `inner` instead of the true
+    ones."""
     scope = scope_with(inner, backward)
     if isinstance(outer, functools.partial):
         return functools.partial(outer.func, scope[backward.__name__], *outer.args[1:])
@@ -46,7 +47,7 @@ def fault_within(
 
 
 def calls(function: Callable[..., Any], backward: Callable[..., Any]) -> bool:
-    """Does the function, or one of its file that it calls, call `backward`?"""
+    """Whether the function calls `backward`, directly or through functions of its own file."""
     if isinstance(function, functools.partial):
         return function.args[0] is backward
     name = backward.__name__
@@ -60,7 +61,8 @@ def calls(function: Callable[..., Any], backward: Callable[..., Any]) -> bool:
 
 @functools.cache
 def scope_with(inner: Callable[..., Any], backward: Callable[..., Any]) -> dict[str, Any]:
-    """The file of `backward`, every function of which calls the replacement."""
+    """The globals of the file of `backward`, where every function calls a replacement of it, with the tensors of
+    `inner`."""
     home = backward.__globals__
     scope = dict(home)
     for name, value in home.items():

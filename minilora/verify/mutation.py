@@ -65,7 +65,7 @@ class Mutant(NamedTuple):
 
     @property
     def reason(self) -> str:
-        """Why it cannot be killed, "" if it must be."""
+        """Why no check can fail it; "" if one must."""
         found = [why for (name, written), why in EQUIVALENT.items() if name == self.function and written in self.line]
         return found[0] if found else ""
 
@@ -106,7 +106,7 @@ class Spelled(ast.NodeTransformer):
 
 
 def statements(tree: ast.Module) -> list[str]:
-    """Those inside a loop come before the loop."""
+    """The source of every statement; those inside a loop come before the loop."""
     nodes = [node for node in ast.walk(tree) if isinstance(node, ast.stmt) and not isinstance(node, ast.FunctionDef)]
     return [ast.unparse(statement) for statement in reversed(nodes)]
 
@@ -159,9 +159,9 @@ def killed(mutant: Mutant, cases: list[str], seed: int) -> bool:
 
 @blas_threads()
 def mutation_run(sample: int | None = None, seed: int = 0, only: str = "") -> list[Outcome]:
-    """Every mutant of the functions with `only` in their names, or a sample of them; seconds for all.
+    """Try every mutant of the functions whose names contain `only`, or `sample` of them; seconds for all.
 
-    Raises ValueError when no function is called so.
+    Raises ValueError if no function's name contains it.
     """
     from tqdm import tqdm
 

@@ -16,9 +16,9 @@ from .scale import SAME
 
 
 def numeric_gradient(f: Callable[..., Array], names: Sequence[str]) -> Callable[..., Tensors]:
-    """backward(dy, *inputs, **constants) of f, every entry by a complex step, or else by central differences.
+    """Return backward(dy, *inputs, **constants) of f: every entry by a complex step, or else by central differences.
 
-    Raises ValueError where rounding leaves too few digits.
+    That backward raises ValueError where rounding leaves too few digits. `names` are those of the inputs.
     """
 
     def backward(dy: Array, *arrays: Array, **constants: Any) -> Tensors:

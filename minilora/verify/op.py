@@ -1,4 +1,4 @@
-"""An op as something that can be checked at any sizes: a case that is drawn, its forward and its backward."""
+"""An op that can be checked at any sizes: a function that draws a case, the forward and the backward."""
 
 from __future__ import annotations
 
@@ -54,5 +54,5 @@ def on(x: Array, constant: np.ndarray) -> Array:
 
 
 def one(backward: str) -> Callable[..., tuple[Array]]:
-    """The backward of an op with one input, by its name: it is looked up late, as a mutant may take its place."""
+    """The backward of an op with one input, by its name: each call looks it up, as a mutant may have replaced it."""
     return lambda dy, cache, *_, **__: (getattr(ops, backward)(dy, cache),)

@@ -15,7 +15,7 @@ from .case import Case, Tensors
 from .changes import Backward, with_arguments, with_factors, with_tensors
 from .language import Words, words
 
-Terms: TypeAlias = Callable[..., dict[str, dict[str, Array]]]  # the same -> {"dx": {"the base path": array, ...}}
+Terms: TypeAlias = Callable[..., dict[str, dict[str, Array]]]  # as Backward -> {"dx": {"the base path": array, ...}}
 Sentences: TypeAlias = Callable[[str, str], None]  # takes what a fault says and what it asks
 Law: TypeAlias = Callable[[Tensors, Case], float]  # the relative violation of what must hold of the gradients
 
@@ -41,7 +41,7 @@ class Factor(NamedTuple):
 
 
 def other_rows(rng: np.random.Generator, shapes: Sequence[Any]) -> list[Any]:
-    """The same sizes in other company: batch and tokens of one case with the widths of another."""
+    """The same sizes in other combinations: batch and tokens of one case with the widths of another."""
     return [(*shapes[j][:2], *shape[2:]) for j, shape in zip(rng.permutation(len(shapes)), shapes, strict=True)]
 
 
@@ -49,8 +49,9 @@ def other_rows(rng: np.random.Generator, shapes: Sequence[Any]) -> list[Any]:
 class Problem:
     """`forward(*inputs, **constants)`, its textbook `backward(dy, *inputs, **constants) -> {"dx": ...}`, and faults.
 
-    Sentences are in English; the catalogue beside the problem has them in Chinese. A fault of its own is added by the
-    first of `called_with`, `multiplied`, `computed` and `fault` that can state it; common_faults makes the others.
+    Sentences are in English; the catalogue beside the problem has them in Chinese. Add a fault that only this problem
+    has by the first of `called_with`, `multiplied`, `computed` and `fault` that can state it; common_faults() makes
+    the others.
     """
 
     name: str
@@ -72,8 +73,8 @@ class Problem:
     simpler: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)  # arguments that switch a part of the op off
     # gradients with dropout: what it does not touch, and what it masks if all is kept
     masked: Callable[..., dict[str, tuple[Array, Array]]] | None = None
-    original: Problem | None = None  # of which this is another form
-    in_this_form: Callable[[Backward], Backward] = lambda backward: backward  # a gradient of the original in this form
+    original: Problem | None = None  # the problem of which this is another form
+    in_this_form: Callable[[Backward], Backward] = lambda backward: backward  # gradient of the original -> one of this
 
     shapes: Sequence[Any] = field(kw_only=True)  # the sizes of each case, batch and tokens first
     others: Callable[[np.random.Generator, Sequence[Any]], Sequence[Any]] = field(default=other_rows, kw_only=True)
@@ -119,7 +120,7 @@ class Problem:
         return add
 
     def computed(self, name: str, **tensors: Callable[..., Array]) -> Sentences:
-        """Some tensors, each a function of those arguments of the gradient that its parameters name."""
+        """Wrong tensors, each a function of those arguments of the gradient that its parameters name."""
         return self.add(name, partial(with_tensors, tensors, self.arguments))
 
     def multiplied(self, name: str, **factors: Any) -> Sentences:
@@ -127,9 +128,9 @@ class Problem:
         return self.add(name, partial(with_factors, self.backward, self.arguments, factors))
 
     def called_with(self, name: str, *, only: str = "", **arguments: Any) -> Sentences:
-        """The textbook gradient, where arguments are another value, as eps=0, or a function as in `computed`.
+        """The textbook gradient with other arguments: each a value, as eps=0, or a function as in `computed`.
 
-        With `only` the fault is one of these tensors alone: "dx dg".
+        `only` names the tensors that come out wrong, "dx dg"; without it all do.
         """
         return self.add(name, partial(with_arguments, self.backward, self.arguments, arguments, only.split()))
 

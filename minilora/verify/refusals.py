@@ -1,4 +1,4 @@
-"""What is called in the wrong way, or would make a check worthless, is refused with a ValueError of one line."""
+"""Refuse a wrong call, or a check that would be worthless, with a ValueError of one line."""
 
 from __future__ import annotations
 
@@ -75,9 +75,10 @@ def refuse_batch_of_one(
 ) -> None:
     """Raise ValueError where a batch of one hides whether the gradient is a sum or a mean over the rows.
 
-    What is a row is tried out: what begins with an axis of length 1 is repeated along it. If y is then that row twice,
-    any input without the axis is shared by the rows, and its gradient is summed over them. If y is a number that stays
-    or doubles, but does otherwise when the columns are repeated, f is a mean or a sum over the rows alone.
+    Which arguments have rows is found by trial: those whose first axis has length 1 are repeated along it. If y is then
+    the same row twice, the rows share every input without that axis, and its gradient is a sum over them. If y is a
+    number that stays the same or doubles, and does otherwise when the columns are repeated, f is a mean or a sum over
+    the rows alone.
     """
     everything = {**inputs, **constants}
     single = [name for name, a in everything.items() if np.shape(a)[:1] == (1,)]
@@ -93,7 +94,7 @@ def refuse_batch_of_one(
             return None
 
     def as_many(total: np.ndarray | None) -> int:
-        """1 or 2, if the repetition has made that many y of it, or 0."""
+        """1 or 2 if `total` is y or 2 y, else 0."""
         return 0 if total is None else next((n for n in (1, 2) if np.allclose(total, n * y, rtol=1e-6, atol=0)), 0)
 
     for names in chain.from_iterable(combinations(single[:6], n) for n in range(1, 7)):
@@ -118,8 +119,8 @@ class Failed(ValueError):
 
 
 def called(what: str, function: Callable[..., Any], arguments: Mapping[str, Any], constants: Mapping[str, Any]) -> Any:
-    """function(*arguments, **constants). Raises Failed, from what the function raised; a package that is not installed
-    is no failure of it, and so an ImportError comes through."""
+    """function(*arguments, **constants). Raises Failed if it raises, but lets an ImportError through: a package that is
+    not installed is not a mistake of the function."""
     try:
         return function(*arguments.values(), **constants)
     except (Failed, ImportError):

@@ -28,7 +28,8 @@ class Row:
         return TOLERANCE[method] + self.uncertainty.get(method, 0.0)
 
     def add(self, method: str, off: np.ndarray, scales: np.ndarray, uncertainty: np.ndarray) -> np.ndarray:
-        """Keep the number that is worst for its limit, of those that are `off`; return the limits, absolute."""
+        """Record the error that is largest compared with its limit, of the absolute errors `off`; return the absolute
+        limits."""
         limits = TOLERANCE[method] * scales + uncertainty
         worst = int((off / limits).argmax())
         self.errors[method] = float(off[worst] / scales[worst])

@@ -16,7 +16,7 @@ from .scale import SAME
 
 
 def with_constants(problem: Problem, taken: Sequence[str], unit: bool) -> Problem:
-    """The problem with these constants alone; `complete` makes the others. With `unit`, dy is 1, and is no argument."""
+    """The problem with only these constants; `complete` makes the others. With `unit`, dy is 1 and not an argument."""
 
     def narrow(case: Case) -> Case:
         known = case.constants | ({"s": case.constants["alpha"] / case.constants["r"]} if "s" in taken else {})
@@ -120,7 +120,7 @@ def rewritten(
     for name, fault in problem.faults.items():
         wrong, usual = apply(outer(fault.wrong), first), apply(fault.wrong, problem.cases(n=1)[0])
         if all(np.any(g) or not np.any(usual[tensor]) for tensor, g in wrong.items()):
-            made[name] = wrong  # else it is zero only because what it is about is 0 in this form
+            made[name] = wrong  # otherwise it is zero only because this form lacks the part that the fault is about
 
     def narrower(fault: str) -> bool:
         """True where another fault covers the same and more, now that a part of the op is missing."""

@@ -59,12 +59,13 @@ def readings(factors: Sequence[float], sizes: Sequence[Mapping[str, float]]) -> 
 
 
 def constant_of(logs: Array) -> float | None:
-    """The one of CONSTANTS that all these logarithms are of."""
+    """The one of CONSTANTS whose logarithm all of these are; None if there is none."""
     return next((c for c in CONSTANTS if np.all(np.abs(logs - math.log(c)) < EQUAL)), None)
 
 
 def same_products(sign: float, logs: Array, names: list[str], columns: Array, above: int) -> list[str]:
-    """The powers of one size, products and ratios of two that have these logarithms, of more than `above` sizes."""
+    """The powers of one size, and the products and ratios of two, that have these logarithms and use more than `above`
+    sizes."""
     found = []
     for used in range(above + 1, 3):
         exponents = exponents_of(len(names), used)

@@ -1,4 +1,4 @@
-"""Where an op loses digits: its outputs and gradients in float32, bfloat16 and float16, beside float64.
+"""Where an op loses digits: its outputs and gradients in float32, bfloat16 and float16, compared with float64.
 
 Numbers of a format with unit roundoff u are rounded, fl(x) = x (1 + δ) with |δ| ≤ u, and so is the result of every
 operation (quantization/arithmetic.py). Of an op f and its algorithm f̂,
@@ -40,19 +40,19 @@ LOSES = 16.0  # error / max(κ, 1) from which an algorithm is said to lose digit
 
 
 class Regime(NamedTuple):
-    """Inputs on which an op is known to be hard, or was once."""
+    """Inputs on which an op loses digits, or did before it was corrected."""
 
     op: str
-    change: Callable[..., dict[str, Array]]  # of its inputs
+    change: Callable[..., dict[str, Array]]  # **inputs -> the inputs of the regime
 
 
 def scaled(**factors: float) -> Callable[..., dict[str, Array]]:
-    """Those inputs, times a number."""
+    """A change that multiplies the inputs named by these factors."""
     return lambda **inputs: inputs | {name: factor * inputs[name] for name, factor in factors.items()}
 
 
 def shifted(**shifts: float) -> Callable[..., dict[str, Array]]:
-    """Those inputs, plus a number."""
+    """A change that adds these numbers to the inputs named."""
     return lambda **inputs: inputs | {name: shift + inputs[name] for name, shift in shifts.items()}
 
 
@@ -99,7 +99,7 @@ class Loss(NamedTuple):
 def stability(only: str = "", seed: int = 0) -> list[Loss]:
     """The losses of every op and regime whose name contains `only`, tensor by tensor and format by format.
 
-    Raises ValueError when nothing is called so, ImportError when an op needs a package that is not installed (SciPy).
+    Raises ValueError if there is none, ImportError if an op needs a package that is not installed (SciPy).
     """
     regimes = {**{name: Regime(name, scaled()) for name in OPS}, **REGIMES}
     wanted = only.casefold().replace("_", " ")
@@ -149,7 +149,7 @@ def cast(case: Case, change: Callable[[Array], Array]) -> Case:
 
 
 def off(y: Array, true: Array) -> float:
-    """‖y - true‖ / ‖true‖, infinite for what is not finite."""
+    """‖y - true‖ / ‖true‖; infinite if y is not finite."""
     y = np.asarray(y, np.float64)
     if not np.isfinite(y).all():
         return math.inf

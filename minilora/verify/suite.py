@@ -23,9 +23,9 @@ METHODS = ("central", "complex")
 def verify(only: str = "", seed: int = 0) -> dict[str, Any]:
     """Run every check and law whose name contains `only`, in upper case or lower; seconds for all.
 
-    {"checks": [{name, tensor, method, worst_relative_error, ok}], "laws": [{law, value, ok}], "seconds"}; the worst
-    is over all shapes. Where there is no number it is None, and a "note" says why. Raises ValueError when nothing is
-    called so, ImportError when a check needs a package that is not installed (SciPy).
+    Returns {"checks": [{name, tensor, method, worst_relative_error, ok}], "laws": [{law, value, ok}], "seconds"}; the
+    worst is over all shapes. Where there is no number it is None, and a "note" says why. Raises ValueError if no name
+    contains `only`, ImportError if a check needs a package that is not installed (SciPy).
     """
     from tqdm import tqdm
 
@@ -45,12 +45,13 @@ def verify(only: str = "", seed: int = 0) -> dict[str, Any]:
 
 
 def spaced(name: str) -> str:
-    """In lower case, with spaces: layer_norm is the op "layer norm", and gemma3_text a family."""
+    """The name in lower case, with spaces for underscores: layer_norm finds the op "layer norm"."""
     return name.casefold().replace("_", " ")
 
 
 def check_entries(name: str, rng: Rng) -> list[dict[str, Any]]:
-    """One entry for each tensor and method, the worst of all shapes. What raises is wrong: it has no number."""
+    """One entry for each tensor and method, the worst of all shapes. A check that raises has one entry, not ok and
+    without a number."""
     found: dict[tuple[str, str], dict[str, Any]] = {}
 
     def add(tensor: str, method: str, error: float | None, limit: float, note: str) -> None:

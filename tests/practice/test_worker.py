@@ -22,7 +22,7 @@ FILES = {  # what it does: the file, the state, and a part of what is said
     "imports_minilora": (f"from minilora import ops\n{RIGHT}", "broken", "line 1 imports minilora"),
     "raises_at_import": (f"1 / 0\n{RIGHT}", "broken", "line 1 raises ZeroDivisionError"),
     "missing": (RIGHT.replace("def lora_backward", "def backward"), "wrong", "lora_backward is not there"),
-    "a_number": ("lora_backward = 3", "wrong", "is no function"),
+    "a_number": ("lora_backward = 3", "wrong", "is not a function"),
     "not_written": (exercise("04").stub(), "not started", "is not written yet"),
     "other_arguments": (RIGHT.replace("alpha, p)", "alpha)"), "wrong", "must take dy, x, keep, W, A, B, alpha, p"),
     "raises": (RIGHT.replace(LAST, "return dz"), "wrong", "raises NameError"),

@@ -446,7 +446,8 @@ def test_from_fewer_than_three_cases_no_constant_is_read_and_both_languages_say_
 
     (few,) = diagnose(odd, cube, product_cases((3, 4), (2, 5))).findings
     assert few.says.en.endswith(
-        "times 0.37, 0.37, a number for each case; to say of which constants that is made takes three cases or more"
+        "times 0.37, 0.37, a number for each case; with fewer than three cases it cannot be said of which constants "
+        "these are made"
     )
     assert few.says.zh.endswith("0.37, 0.37 倍；要判断它由哪些常数构成，至少需要三个用例")
     three = product_cases((3, 4), (2, 5), (4, 3))
@@ -765,13 +766,13 @@ def test_a_mask_that_is_not_that_of_forward_is_found():
         g = BANK["low_rank"].backward(dy, x, A, B, W, keep, alpha, r, p)
         return g | {"dx": dy @ W + drawn_anew(alpha / r * dy @ B @ A, x, keep, p)}
 
-    assert "dx is right but for its dropout mask" in str(diagnose(in_the_path, "low_rank"))
+    assert "dx is right except for its dropout mask" in str(diagnose(in_the_path, "low_rank"))
 
 
 def test_a_norm_held_constant_is_said_to_be_the_convention_of_peft():
     found = diagnose(learner(BANK["dora"], "no_path_through_the_norm"), "dora")
     assert (
-        str(found).count("as PEFT and section 4.3 of the DoRA paper do: a convention, and no mistake of algebra") == 2
+        str(found).count("as PEFT and section 4.3 of the DoRA paper do: a convention, not a mistake of algebra") == 2
     )
     assert found.text("zh").count("这是一种约定，不是推导错误") == 2
     assert not found.ok

@@ -1,5 +1,5 @@
 """Five Chinese articles on LoRA, put on trial: 161 statements with their verdicts, and their headings with the
-questions of ours that answer them. What an article says is paraphrased, never quoted; `places` say where it stands.
+questions of ours that answer them. Articles are paraphrased, never quoted; `places` say where in them a statement is.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""The worked numbers of the articles, computed again, and the pipeline of one of them as it is done here."""
+"""The worked examples of the articles, computed again, and the pipeline of one of them with minilora's commands."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from ...verify.language import Words, words
 
 
 class Step(NamedTuple):
-    """A step of an article's example: what it prints, and what comes out."""
+    """A step of an article's example: the number that it prints, and the right one."""
 
     place: str
     step: Words
@@ -69,10 +69,10 @@ def steps() -> list[Step]:
 PIPELINE = (  # article 003 pretrains, decomposes, fine-tunes, optimises, deploys
     (words("pretrained already: MiniLM; nothing is decomposed"), "minilora info minilm"),
     (
-        words("fine-tune an adapter; this is the optimisation, no step of its own"),
+        words("fine-tune an adapter; this is the optimisation, not a separate step"),
         "minilora finetune --task classify --base minilm --data rotten_tomatoes --targets q_proj,v_proj --out reviews",
     ),
-    (words("use it beside the frozen base"), "echo 'A film to remember.' | minilora predict --adapter reviews"),
+    (words("use it with the frozen base"), "echo 'A film to remember.' | minilora predict --adapter reviews"),
     (
         words("deploy: one model of the base's size, for Transformers"),
         "minilora merge --adapter reviews --out merged",

@@ -8,7 +8,7 @@ A LoRA layer adds a product of two small matrices to a frozen one (Hu et al.,
     x (..., in)    W (out, in)    b (out,)
     A (r, in)      B (out, r)     y (..., out)
 
-x has any number of axes before its last one, also none. The rank r is read off
+x has any number of axes before its last one, or none. The rank r is read off
 A; where r = 0 there is no low-rank path. Never form the (out, in) matrix B A:
 for large layers it is as large as W.
 
@@ -148,7 +148,7 @@ def transposed_batch(x, W, b, A, B, alpha):
 
 @forward.rule(
     "{it} forms the (out, in) matrix B A, which is as large as W",
-    "How many numbers has B A, and how many has x Aᵀ?",
+    "How many entries does B A have, and how many does x Aᵀ have?",
     forms_the_product,
 )
 def product_formed(x, W, b, A, B, alpha):

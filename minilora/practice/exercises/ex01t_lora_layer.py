@@ -66,7 +66,8 @@ class LoRALinear(nn.Module):
 import numpy as np
 
 from ..exercise import Exercise, Viva
-from ..modules import Layer, begins, factor, fresh, watched
+from ..torch_functions import watched
+from ..torch_layers import Layer, begins, factor, fresh
 
 layer = Layer(LoRALinear)
 SCALE = "Which two numbers make up the scale?"
@@ -232,19 +233,19 @@ def weight_not_frozen(self):
     self.base.weight.requires_grad_(True)
 
 
-@layer.mistake("{it} is zero, for A and B are frozen too", TRAINED)
+@layer.mistake("{it} is zero, because A and B are frozen too", TRAINED)
 @start
 def all_frozen(self):
     self.requires_grad_(False)
 
 
-@layer.mistake("{it} is zero, for A is frozen: only B is trained", TRAINED)
+@layer.mistake("{it} is zero, because A is frozen: only B is trained", TRAINED)
 @start
 def A_frozen(self):
     self.A.requires_grad_(False)
 
 
-@layer.mistake("{it} is zero, for B is frozen: only A is trained", TRAINED)
+@layer.mistake("{it} is zero, because B is frozen: only A is trained", TRAINED)
 @start
 def B_frozen(self):
     self.B.requires_grad_(False)
@@ -276,7 +277,7 @@ class base_not_held(LoRALinear):
         return self.hidden[0](x) + self.s * low(self, x)
 
 
-@layer.mistake("{it} drops numbers in eval mode too: what it computes differs from call to call", DROPPED)
+@layer.mistake("{it} drops entries in eval mode too: what it computes differs from call to call", DROPPED)
 @path
 def always_on_dropout(self, x):
     return self.base(x) + self.s * F.dropout(x, self.dropout.p) @ self.A.T @ self.B.T
@@ -289,7 +290,7 @@ def no_dropout(self, x):
 
 
 @layer.mistake(
-    "{it} is not 1/(1-p) where x is kept: the numbers that survive are not scaled up",
+    "{it} is not 1/(1-p) where x is kept: the entries that survive are not scaled up",
     "What must the mean of keep be, for eval mode to give what train mode gives on average?",
 )
 @path
@@ -311,13 +312,13 @@ def dropout_on_both_paths(self, x):
     return self.base(x) + self.s * x @ self.A.T @ self.B.T
 
 
-@layer.mistake("{it} is not 0 and 1/(1-p): x Aᵀ is dropped from, not x", DROPPED)
+@layer.mistake("{it} is not 0 and 1/(1-p): dropout acts on x Aᵀ, not on x", DROPPED)
 @path
 def dropout_between(self, x):
     return self.base(x) + self.s * self.dropout(x @ self.A.T) @ self.B.T
 
 
-@layer.mistake("{it} is not 0 and 1/(1-p): the output of the whole layer is dropped from", DROPPED)
+@layer.mistake("{it} is not 0 and 1/(1-p): dropout acts on the output of the whole layer", DROPPED)
 @path
 def dropout_on_y(self, x):
     return self.dropout(self.base(x) + self.s * x @ self.A.T @ self.B.T)
@@ -384,8 +385,8 @@ def drops_alike(function):
 
 
 @layer.rule(
-    "one number of the mask is drawn for several numbers of x, which are dropped or kept together",
-    "How many numbers has x, and how many has your mask?",
+    "one entry of the mask is drawn for several entries of x, which are dropped or kept together",
+    "How many entries does x have, and how many does your mask have?",
     drops_alike,
 )
 class one_mask(LoRALinear):
@@ -395,7 +396,7 @@ class one_mask(LoRALinear):
 
 
 @layer.rule(
-    "another share of x than p is dropped in train mode",
+    "the share of x that is dropped in train mode is not p",
     "Of 1000 numbers and p = 0.1, how many are dropped, and how many does your mask drop?",
     drops_another_share,
 )
@@ -408,7 +409,7 @@ class another_share(LoRALinear):
 
 @layer.rule(
     "{it} forms the (out, in) matrix B A, which is as large as W",
-    "How many numbers has B A, and how many has x Aᵀ?",
+    "How many entries does B A have, and how many does x Aᵀ have?",
     forms_the_product,
 )
 @path

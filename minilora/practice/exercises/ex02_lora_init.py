@@ -146,7 +146,7 @@ def with_deviation(of):
 
 @init.mistake(
     "{it} gives A as (in, r) and B as (r, out), which is another convention: y = x A B",
-    "In x Aᵀ, which axis of A meets the last one of x?",
+    "In x Aᵀ, which axis of A is summed with the last axis of x?",
 )
 def transposed(rng, n_in, n_out, r):
     return tuple(a.T for a in lora_init(rng, n_in, n_out, r))
@@ -157,7 +157,7 @@ def returned_in_the_wrong_order(rng, n_in, n_out, r):
     return lora_init(rng, n_in, n_out, r)[::-1]
 
 
-@init.mistake("{it} has in and out exchanged", "Which of A and B meets x, and how wide is x?")
+@init.mistake("{it} has in and out exchanged", "Which of A and B multiplies x, and how wide is x?")
 def widths_exchanged(rng, n_in, n_out, r):
     return lora_init(rng, n_out, n_in, r)
 
@@ -235,7 +235,7 @@ def by_r(rng, n_in, n_out, r):
 
 
 @init.rule(
-    "A is scaled by the width of the output, out, in place of that of the input",
+    "A is scaled by the width of the output, out, instead of that of the input",
     "An entry of x Aᵀ is a sum of how many products?",
     deviates_by(lambda n_in, n_out, r: 1 / np.sqrt(n_out)),
 )
@@ -245,7 +245,7 @@ def by_the_root_of_out(rng, n_in, n_out, r):
 
 @init.rule(
     "the standard deviation of A is 1/in: the root is missing, and x Aᵀ nearly vanishes",
-    "If a product has the variance v, what variance has a sum of in of them?",
+    "If a product has the variance v, what is the variance of a sum of in such products?",
     deviates_by(lambda n_in, n_out, r: 1 / n_in),
 )
 def without_the_root(rng, n_in, n_out, r):
@@ -255,7 +255,7 @@ def without_the_root(rng, n_in, n_out, r):
 @init.rule(
     "the variance of A is about 2/in, that of He or Glorot, made for ReLU or for a backward of the same width: "
     "x Aᵀ then has twice the variance of x",
-    "Is there a ReLU behind A that takes away half of the variance?",
+    "Is there a ReLU after A that takes away half of the variance?",
     deviates_by(lambda n_in, n_out, r: np.sqrt(2 / (n_in + r / 2))),
 )
 def twice_the_variance(rng, n_in, n_out, r):

@@ -53,7 +53,7 @@ import numpy as np
 
 from .ex02_lora_init import init
 from ..exercise import Exercise, Viva
-from ..modules import Twin, reproducible
+from ..torch_functions import Twin, reproducible
 
 
 class Start(Twin):

@@ -26,7 +26,7 @@ make and returns five bools, in this order:
     merge   base of the merged weights gives what forward gives, the adapter's
             forward is the same after merge(), and weights are as they were
 
-x enters at the first of the weights, and in is its own. Then repair the seven,
+x is the input of the first weight, whose in it has. Then repair the seven,
 until all five hold of each. forward may add s (x Aᵀ) Bᵀ or use merged weights.
 
 By hand: W is 4 × 3, r = 2, α = 6. There are 2 (3 + 4) = 14 numbers to train,
@@ -430,7 +430,7 @@ def large_step(make, weights, r, alpha):
     return np.abs(after.forward(x) - adapter.forward(x)).max() > 1e-9
 
 
-@assertions.mistake("{it} is content with any number above 0", "How many numbers have A and B of each target?")
+@assertions.mistake("{it} accepts any number above 0", "How many entries do A and B of each target have?")
 @instead(2)
 def any_count(make, weights, r, alpha):
     return sum(a.size for a in make(weights, r, alpha, np.random.default_rng(1)).trained.values()) > 0
@@ -587,7 +587,7 @@ as_published(
 )
 as_published(
     "FactorsForWeights",
-    "{it} puts the factors in the place of the weights: what was pretrained is gone, and so is the 1/√d",
+    "{it} uses the factors instead of the weights: what was pretrained is gone, and so is the 1/√d",
     "Where are the pretrained weights of q and v in your output?",
 )
 as_published(
@@ -606,7 +606,7 @@ as_published(
 as_published(
     "MergedAndStillOn",
     "{it} counts the update twice after merge(): it is in the weights, and the low-rank path is still on",
-    "After merge(), by how many ways does the update reach the output?",
+    "After merge(), by how many paths does the update reach the output?",
 )
 as_published(
     "NamesThatMatchNothing",
@@ -616,7 +616,7 @@ as_published(
 
 
 @parts["SoftmaxOverTheRank"].mistake(
-    "{it} still has a softmax over the rank: the path is no linear one, and cannot be merged",
+    "{it} still has a softmax over the rank: the path is not linear, and cannot be merged",
     "Which operation stands between A and B in the equation?",
 )
 class SoftmaxKept(SoftmaxOverTheRank):
@@ -670,7 +670,7 @@ class NotDivided(ScaleLeftOut):
 
 @parts["ScaleLeftOut"].mistake(
     "{it} scales in forward, and merge() still does not",
-    "In how many places does the update stand?",
+    "In how many places is the update used?",
 )
 class MergedWithoutScale(ScaleLeftOut):
     def merge(self):
@@ -689,7 +689,7 @@ class BothRandom(BothZero):
 
 @parts["MergedAndStillOn"].mistake(
     "{it} merges nothing: merge() gives the frozen weights",
-    "Which weights does a server get, that knows no adapter?",
+    "Which weights does a server get that knows no adapter?",
 )
 class NothingMerged(MergedAndStillOn):
     def merge(self):

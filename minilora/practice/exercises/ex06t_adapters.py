@@ -170,8 +170,9 @@ import numpy as np
 
 from .ex10t_merge import Merging
 from ..exercise import Exercise, Viva
-from ..modules import Layer, begins, reproducible
 from ..parts import Value
+from ..torch_functions import reproducible
+from ..torch_layers import Layer, begins
 
 TENSORS = "y dx dA dB dW db"
 TRAINED = "Which parameters does an optimizer get, and which of them should move?"
@@ -258,7 +259,7 @@ def start_of(cls):
 
 
 @softmax.mistake(
-    "{it} does not hold base: the frozen layer is not part of it, and what it computes is no update of W",
+    "{it} does not hold base: the frozen layer is not part of it, and what it computes is not an update of W",
     "What must y be before the first step?",
 )
 class SoftmaxAlone(nn.Module):
@@ -308,7 +309,9 @@ class AllTrained(NeverCalled):
         base.requires_grad_(True)
 
 
-@never_called.mistake("{it} shows that the adapter is in place of base, not beside it", "What must y be where B = 0?")
+@never_called.mistake(
+    "{it} shows that the adapter replaces base, and is not added to it", "What must y be where B = 0?"
+)
 @forward_of(NeverCalled)
 def InItsPlace(self, x):
     return self.lora(x)

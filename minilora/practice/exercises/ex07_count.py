@@ -230,7 +230,7 @@ def positions_always(config, targets, r):
     return count(config | {"positions": True}, targets, r)
 
 
-@part.mistake("{it} leaves out gate_proj", "How many matrices has a gated MLP?")
+@part.mistake("{it} leaves out gate_proj", "How many matrices does a gated MLP have?")
 def gate_left_out(config, targets, r):
     return more(config, targets, r, -config["n_layers"] * config["d_model"] * config["d_ff"] * config["gated"])
 

@@ -20,7 +20,7 @@ bytes in "float32", 2 in "bfloat16" and "float16".
 
     weights          the model, A and B
     copy             mixed precision: whatever is trained in 2 bytes has a
-                     float32 copy beside it, which the optimizer updates
+                     float32 copy in addition, which the optimizer updates
     gradients        of what is trained, in the dtype that it has in weights
     optimizer        its state
     activations      here only what the linear layers of the blocks keep of the
@@ -241,7 +241,7 @@ def without_low_rank(config, r, *rest):
 
 
 @books.mistake(
-    "{it} leaves out the model's own weights: they are frozen, and in memory all the same",
+    "{it} leaves out the model's own weights: they are frozen, but still in memory",
     "Which matrices does the forward multiply by?",
 )
 def frozen_weights_left_out(config, r, method, dtype, optimizer):
@@ -249,7 +249,7 @@ def frozen_weights_left_out(config, r, method, dtype, optimizer):
     return right if method == "full" else right | {"weights": 4 * low_rank(config, r)}
 
 
-@books.mistake("{it} leaves out A and B", "What is there beside the frozen model?")
+@books.mistake("{it} leaves out A and B", "What is in memory besides the frozen model?")
 def A_and_B_left_out(config, r, method, dtype, optimizer):
     given = config, r, method, dtype, optimizer
     return ledger(*given) | {"weights": without_low_rank(*given)}
@@ -284,7 +284,7 @@ def copy_among_the_weights(config, r, method, dtype, optimizer):
 
 @books.mistake(
     "{it} holds the model of QLoRA in two bytes a number, as LoRA's",
-    "How many bits has a number of a matrix of the blocks in QLoRA?",
+    "How many bits does a weight of the blocks take in QLoRA?",
 )
 def no_four_bits(config, r, method, dtype, optimizer):
     right = ledger(config, r, method, dtype, optimizer)
@@ -293,7 +293,7 @@ def no_four_bits(config, r, method, dtype, optimizer):
 
 @books.mistake(
     "{it} leaves out the scales of the 4-bit blocks",
-    "By what is a number of 4 bits multiplied when W is made again?",
+    "By what is a 4-bit level multiplied when W is decoded?",
 )
 def scales_left_out(config, r, method, dtype, optimizer):
     right = ledger(config, r, method, dtype, optimizer)
@@ -330,7 +330,7 @@ def embedding_in_four_bits(config, r, method, dtype, optimizer):
 
 
 @books.mistake(
-    "{it} has embedding and head in float32: beside matrices in 4 bits the others are in dtype",
+    "{it} has embedding and head in float32: only vectors are, other matrices are in dtype",
     "Which arrays does the statement of QLoRA keep in float32?",
 )
 def embedding_in_float32(config, r, method, dtype, optimizer):
@@ -340,8 +340,8 @@ def embedding_in_float32(config, r, method, dtype, optimizer):
 
 
 @books.mistake(
-    "{it} has the gains of the norms in the dtype of the model: beside matrices in 4 bits, vectors are in float32",
-    "Which arrays of the model are no matrices, and in which dtype does QLoRA hold those?",
+    "{it} has the gains of the norms in the dtype of the model: where matrices are in 4 bits, vectors are in float32",
+    "Which arrays of the model are not matrices, and in which dtype does QLoRA hold those?",
 )
 def vectors_in_the_dtype_of_the_model(config, r, method, dtype, optimizer):
     right = ledger(config, r, method, dtype, optimizer)
@@ -390,7 +390,7 @@ def gradients_of_frozen_weights(config, r, method, dtype, optimizer):
 
 @books.mistake(
     "{it} is in float32 where the weights that are trained have two bytes",
-    "Which dtype has the gradient of a weight in bfloat16?",
+    "In which dtype is the gradient of a weight in bfloat16?",
 )
 def gradients_in_float32(config, r, method, dtype, optimizer):
     right = ledger(config, r, method, dtype, optimizer)
@@ -537,13 +537,13 @@ def megabytes(r, tokens):
     return right | {"live_weights": right["live_weights"] * 2**20 / 1e6}
 
 
-@step.mistake("{it} leaves out A and B", "What is there beside the frozen model?")
+@step.mistake("{it} leaves out A and B", "What is in memory besides the frozen model?")
 def live_weights_without_lora(r, tokens):
     return builtin(r, tokens) | {"live_weights": full_of(tokens)["weights"] / 2**20}
 
 
 @step.mistake(
-    "{it} leaves out the model's own weights: they are frozen, and in memory all the same",
+    "{it} leaves out the model's own weights: they are frozen, but still in memory",
     "Which matrices does the forward multiply by?",
 )
 def live_weights_of_lora_alone(r, tokens):
@@ -551,7 +551,7 @@ def live_weights_of_lora_alone(r, tokens):
 
 
 @step.mistake(
-    "{it} is zero: so one expects it where LoRA saves no activations, but it adds some, and others go",
+    "{it} is zero, as if LoRA changed no activations: but it adds some, and others are no longer needed",
     "What does LoRA keep that full fine-tuning does not, and the other way round?",
 )
 def no_difference(r, tokens):
@@ -576,7 +576,7 @@ def only_what_freezing_saves(r, tokens):
 
 
 @step.mistake(
-    "{it} takes the inputs of the adapted layers for saved, which dA needs",
+    "{it} leaves out the inputs of the adapted layers, as if LoRA spared them: but dA needs them",
     "dA is a product of dh and of what? Where does that come from?",
 )
 def inputs_taken_for_saved(r, tokens):

@@ -164,7 +164,7 @@ class Step(Value):
         checked = super().of_values(mine, cases, true)
         wrong = [finding for finding in checked.findings if finding.kind != "right"]
         later = {finding.tensor for finding in wrong[1:] if finding.kind == "unknown"}
-        says = words("see to what is wrong above first, then to {it}")
+        says = words("first repair what is wrong above, then {it}")
         return checked._replace(
             findings=[
                 Finding(f.tensor, "unknown", says.filled(it=f.tensor)) if f.tensor in later else f
@@ -421,7 +421,7 @@ def no_root(*given):
 
 @step.mistake(
     "in {it}, ε is under the root: the move is right where gradients are large, and too small where they are small",
-    "With gradients of 1e-7, how large is v̂, and how large are ε and √ε beside it?",
+    "With gradients of 1e-7, how large is v̂, and how large are ε and √ε compared with it?",
 )
 def epsilon_under_the_root(*given):
     adamw(given, move=lambda p, m, v, eta, decay: (1 - eta * decay) * p - eta * m / np.sqrt(v + 1e-8))

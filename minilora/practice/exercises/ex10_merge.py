@@ -229,7 +229,7 @@ def scale_on_both(W, A, B, alpha, p, rs):
     return scale(A, alpha, rs) * (W + B @ A)
 
 
-@merging.mistake("in {it}, ΔW is taken off W, not added", "Which sign does the low-rank path have in y?")
+@merging.mistake("in {it}, ΔW is subtracted from W, not added", "Which sign does the low-rank path have in y?")
 def subtracted(W, A, B, alpha, p, rs):
     return W - scale(A, alpha, rs) * B @ A
 
@@ -257,7 +257,7 @@ def scale_in(layer):
 
 
 @unmerging.rule(
-    "{it} returns W but for its last bits: any sum changes these",
+    "{it} returns W except for its last bits: any sum changes these",
     "What is (0.1 + 0.2) - 0.2 in Python? Is a sum needed to come back to W?",
     rounded,
 )
@@ -266,7 +266,7 @@ def by_subtraction(layer):
 
 
 @unmerging.mistake(
-    "{it} changes its argument layer, and does not return W bit for bit: a copy of layer mends only the first",
+    "{it} changes its argument layer, and does not return W bit for bit: a copy of layer repairs only the first",
     "What is (0.1 + 0.2) - 0.2 in Python? Is a sum needed to come back to W?",
 )
 def by_subtraction_in_place(layer):
@@ -275,7 +275,7 @@ def by_subtraction_in_place(layer):
 
 
 @unmerging.mistake(
-    "{it} is computed from the merged weight, and takes B A off without its scale",
+    "{it} is computed from the merged weight, and subtracts B A without its scale",
     "Must W be computed at all? And what did merge add?",
 )
 def unscaled_taken_off(layer):
@@ -295,7 +295,9 @@ def added_again(layer):
     return taken_off(layer, -scale_in(layer))
 
 
-@unmerging.mistake("ΔW is taken off the frozen {it}, which never had it", "Which of the layer's weights has ΔW in it?")
+@unmerging.mistake(
+    "ΔW is subtracted from the frozen {it}, which never had it", "Which of the layer's weights has ΔW in it?"
+)
 def taken_off_the_base(layer):
     return layer["W"] - scale_in(layer) * layer["B"] @ layer["A"]
 

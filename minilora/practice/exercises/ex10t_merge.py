@@ -80,7 +80,7 @@ import numpy as np
 from ...verify.problems.low_rank import low_rank
 from .ex10_merge import truth as merged
 from ..exercise import Exercise, Viva
-from ..modules import Layer, fresh, give, output
+from ..torch_layers import Layer, fresh, give, output
 
 
 class Merging(Layer):
@@ -169,7 +169,7 @@ def no_base(self):
     return delta(self)
 
 
-@layer.mistake("in {it}, ΔW is taken off W, not added", "Which sign does the low-rank path have in y?")
+@layer.mistake("in {it}, ΔW is subtracted from W, not added", "Which sign does the low-rank path have in y?")
 @adds
 def subtracted(self):
     return self.W - delta(self)
@@ -241,7 +241,7 @@ class branch_stays_off(LoRALinear):
 
 
 @layer.mistake(
-    "{it} is W - ΔW: unmerge() takes off what was never added", "How does unmerge know that something is merged?"
+    "{it} is W - ΔW: unmerge() subtracts what was never added", "How does unmerge know that something is merged?"
 )
 class taken_off_unasked(LoRALinear):
     def unmerge(self):
@@ -251,7 +251,7 @@ class taken_off_unasked(LoRALinear):
             LoRALinear.unmerge(self)
 
 
-@layer.mistake("{it} has ΔW left over: unmerge() takes B A off without its scale", "What did merge() add?")
+@layer.mistake("{it} has ΔW left over: unmerge() subtracts B A without its scale", "What did merge() add?")
 class unscaled_taken_off(LoRALinear):
     def unmerge(self):
         if self.W is not None:
@@ -299,7 +299,7 @@ class by_subtraction(LoRALinear):
 
 
 @layer.rule(
-    "after merge(), the branch is still on in train mode, beside the merged weight",
+    "after merge(), the branch is still on in train mode, in addition to the merged weight",
     "What tells forward that the layer is merged: the mode, or something else?",
     on_in_train_mode,
 )
@@ -337,7 +337,7 @@ EXERCISE = Exercise(
     viva=[
         Viva(
             "loralib merges when the layer goes into eval mode. What can go wrong with that?",
-            "eval() twice, or a train() in between that takes ΔW off: each round loses bits, and a checkpoint saved in "
+            "eval() twice, or a train() in between that subtracts ΔW: each round loses bits, and a checkpoint saved in "
             "eval mode has the merged weight. A step in eval mode trains factors that no forward sees.",
             "Nothing, that is what eval mode is for.",
         ),

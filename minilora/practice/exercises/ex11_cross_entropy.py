@@ -208,7 +208,7 @@ def ignore_not_read(logits, targets, ignore):
 
 
 @part.mistake(
-    "{it} is a mean over the samples of each sample's own mean: a token weighs more where fewer are counted beside it",
+    "{it} is a mean over the samples of each sample's own mean: a token weighs more where its sample has fewer",
     "Of two samples, one has 1 token that counts and the other 9: how much of the loss belongs to each of the 10?",
 )
 def mean_of_means(logits, targets, ignore):
@@ -340,7 +340,7 @@ def none_left(logits, targets, ignore):
 
 
 @part.rule(
-    "{it} raises IndexError with ignore = -100: it looks up the target of an ignored token, which is no id",
+    "{it} raises IndexError with ignore = -100: it looks up the target of an ignored token, which is not an id",
     "At which index do you read where the target is -100, and what may stand there in its place?",
     index_error,
 )

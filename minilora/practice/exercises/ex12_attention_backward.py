@@ -183,25 +183,25 @@ for name, pick, says, asks in [
         "streams_exchanged",
         lambda x, memory: (memory, x, x),
         "{it}: the adapter of q is fed with the memory, and those of k and v with x",
-        "Which of the two streams does each W read? An adapter stands beside one W.",
+        "Which of the two streams does each W read? An adapter reads what its W reads.",
     ),
     (
         "query_adapter_reads_memory",
         lambda x, memory: (memory, memory, memory),
         "{it}: the adapter of q is fed with the memory, as those of k and v are",
-        "Who asks in cross-attention, and who answers?",
+        "From which stream does cross-attention make the queries, and from which the keys and values?",
     ),
     (
         "key_adapter_reads_x",
         lambda x, memory: (x, x, memory),
         "{it}: the adapter of k is fed with x, from which q is made",
-        "From which stream are the keys made, whatever asks for them?",
+        "From which stream are the keys made, whichever queries read them?",
     ),
     (
         "value_adapter_reads_x",
         lambda x, memory: (x, memory, x),
         "{it}: the adapter of v is fed with x, from which q is made",
-        "From which stream are the values made, whatever asks for them?",
+        "From which stream are the values made, whichever queries read them?",
     ),
     (
         "all_read_x",
@@ -245,19 +245,19 @@ for name, join, says, asks in [
         "values_path_only",
         lambda of_q, of_k, of_v: (of_q, of_v),
         "{it} holds what comes back through the values alone: the keys' part is overwritten, not added",
-        "By how many ways does the memory reach y?",
+        "By how many paths does the memory reach y?",
     ),
     (
         "keys_path_only",
         lambda of_q, of_k, of_v: (of_q, of_k),
         "{it} holds what comes back through the keys alone",
-        "By how many ways does the memory reach y?",
+        "By how many paths does the memory reach y?",
     ),
     (
         "mean_of_both_paths",
         lambda of_q, of_k, of_v: (of_q, (of_k + of_v) / 2),
         "{it} is the mean of what comes back through keys and values, but must be their sum",
-        "If the memory moves a little, do the changes along both ways add up or average?",
+        "If the memory moves a little, do the changes along both paths add up or average?",
     ),
     (
         "keys_in_dx",
@@ -299,7 +299,7 @@ add(
     "last_sample_only",
     of_the_last_sample,
     "{it} holds the last sample alone: the others were overwritten, not added",
-    "What does your loop over the samples do with what the sample before has left?",
+    "Does your loop over the samples add to the result of the sample before, or overwrite it?",
 )
 
 
@@ -338,7 +338,7 @@ EXERCISE = Exercise(
         ),
         Viva(
             "Is LoRA suited to cross-attention, and what does each adapter read there?",
-            "Yes: an adapter stands beside one linear layer and reads what that layer reads. The one on q reads x, "
+            "Yes: an adapter belongs to one linear layer and reads what that layer reads. The one on q reads x, "
             "those on k and v read the memory. LoRA knows nothing of attention.",
             "No, it is made for self-attention, where q, k and v come from one input.",
         ),

@@ -21,10 +21,10 @@ Kernels are handed tables of cos and sin instead, and multiply whole arrays:
 
 rope_tables_backward returns dx for this form. Take the tables as they come: an
 entry of the first half and its partner in the second may have different cos
-and sin, here they do, and then y is no rotation.
+and sin, here they do, and then y is not a rotation.
 
 By hand, D = 2, where ω_0 = 1. With position t = π/2 (a rotation by 90°; in use
-t is a whole number), dy = (3, 5): y = (-b, a), and dx = (5, -3).
+t is an integer), dy = (3, 5): y = (-b, a), and dx = (5, -3).
 With cos = (2, 7), sin = (4, 10) and the same dy: y = (2a - 4b, 7b + 10a), and
 dx = (56, 23).
 """

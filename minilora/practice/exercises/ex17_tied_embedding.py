@@ -4,11 +4,11 @@ One table E is read by its rows at the input, and multiplied with at the head:
 
     x = E[ids]    ...the layers in between...    h    logits = h Eᵀ
 
-    E, dE (V, C)    ids (batch, tokens), whole numbers from 0 to V - 1
+    E, dE (V, C)    ids (batch, tokens), integers from 0 to V - 1
     x, dx, dy, h, dh (batch, tokens, C)    logits, dlogits (batch, tokens, V)
 
 a. embedding_backward(dy, ids, V): the look-up y = E[ids] alone, dy = ∂L/∂y.
-   Return dE. The same id may stand at many places. No id means padding.
+   Return dE. The same id may occur at many places. No id means padding.
 b. tied_backward(dlogits, dx, h, ids, E): both uses. dlogits = ∂L/∂logits, and
    dx = ∂L/∂x has come back through the layers already. Return dE, for the one
    table, and dh = ∂L/∂h as it leaves the head.
@@ -141,7 +141,7 @@ wrong_dE(
 wrong_dE(
     "repeats_lost",
     "the look-up's part of {it} holds only the last place of a repeated id: its other places are lost",
-    "What happens in NumPy when the same index stands several times in an indexed in-place addition?",
+    "What happens in NumPy when the same index occurs several times in an indexed in-place addition?",
     lambda dlogits, dx, h, ids, E: output_path(dlogits, h) + last_rows(ids, dx, len(E)),
 )
 
@@ -177,7 +177,7 @@ wrong_dE(
 wrong_dE(
     "last_sample_only",
     "{it} holds the last sample alone: the others were overwritten, not added",
-    "What does your loop over the samples do with what the sample before has left?",
+    "Does your loop over the samples add to the result of the sample before, or overwrite it?",
     lambda dlogits, dx, h, ids, E: output_path(dlogits[-1:], h[-1:]) + input_path(dx[-1:], ids[-1:], E),
 )
 wrong_dE(
@@ -337,7 +337,7 @@ def no_longer_tied(function):
 
 @merging.rule(
     '{it} returns two arrays with "both": they are equal now, and one more step of training parts them',
-    "How much memory has a table of 150,000 × 4,096, and how many of them did the model have before merging?",
+    "How much memory does a table of 150,000 × 4,096 take, and how many of them did the model have before merging?",
     no_longer_tied,
 )
 def untied(E, A, B, alpha, adapted):

@@ -183,7 +183,7 @@ def squares(A, B, alpha):
 
 @values.mistake(
     "{it} is the product of A's singular values and B's, one by one",
-    "Do the directions of A that come first meet the directions of B that come first?",
+    "Is the largest output direction of A also the largest input direction of B?",
 )
 def product_of_both(A, B, alpha):
     n = min(len(A), len(B), A.shape[1])
@@ -344,7 +344,7 @@ def nats_and_two(sigma):
 
 @effective.mistake(
     "{it} counts the values above a fixed number, 1e-6: it changes when all of them are multiplied by one factor",
-    "Has 1e-7 ΔW more or fewer directions than ΔW?",
+    "Does 1e-7 ΔW have more or fewer directions than ΔW?",
 )
 def fixed_threshold(sigma):
     return float(np.sum(sigma > 1e-6))
@@ -352,7 +352,7 @@ def fixed_threshold(sigma):
 
 @effective.mistake(
     "{it} counts the values that are not 0: that is the rank, which one tiny value raises by 1",
-    "What should a second value of 1e-9 beside a first of 1 add?",
+    "What should a second value of 1e-9 add to a first of 1?",
 )
 def count(sigma):
     return float(np.sum(sigma > 1e-12 * max(sigma.max(), 1e-300)))
@@ -386,7 +386,7 @@ def zero_times_log_zero(sigma):
     return np.exp(-np.sum(p * np.log(p)))
 
 
-@effective.mistake("{it} is 1 where every singular value is 0", "How many directions has an update that is 0?")
+@effective.mistake("{it} is 1 where every singular value is 0", "How many directions does an update have that is 0?")
 def one_without_an_update(sigma):
     return np.exp(entropy(shares(sigma)))
 

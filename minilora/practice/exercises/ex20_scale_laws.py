@@ -11,7 +11,7 @@ are given, r is far smaller than in and out.
 Take one step at the rate η. At B = 0 A has no gradient, so B alone moves:
 
     SGD     B = -η dB
-    Adam    B = -η sign(dB), which its first step is but for ε
+    Adam    B = -η sign(dB), which is its first step, except for ε
 
     drop    -Σ G ∘ ΔW, over all entries: what the loss falls, to first order
     length  √(Σ ΔW²)
@@ -186,7 +186,7 @@ def adam_hides_the_scale():
 
 @laws.mistake(
     "{it} is taken not to depend on r, as is often said of the scale α/r: what is measured does depend on r",
-    "Which powers of s and of r has this quantity, with this optimizer?",
+    "With which powers of s and of r does this quantity grow, with this optimizer?",
 )
 def the_same_for_every_r():
     return predictions() | by(lambda alpha, r: 1, "sgd_r", "adam_r_length") | {"best_sgd_r": "stays"}
@@ -228,7 +228,7 @@ def not_divided_by_r():
 
 @laws.mistake(
     "{it} has the law of the length of ΔW, and the drop is asked",
-    "Do unrelated directions add up like their lengths, and what each of them takes off the loss?",
+    "Where directions are unrelated, do their lengths add up, and do their drops of the loss?",
 )
 def length_for_drop():
     length = by(lambda alpha, r: (alpha / r) ** 2 * r**0.5, "sgd_r", "sgd_both")
@@ -236,7 +236,7 @@ def length_for_drop():
 
 
 @laws.mistake(
-    "{it} goes the wrong way: what makes a step larger is made good by a smaller rate",
+    "{it} goes the wrong way: what makes a step larger is compensated by a smaller rate",
     "If ΔW is 4 times as large at the same η, which η gives the old ΔW?",
 )
 def rate_with_alpha():
@@ -290,7 +290,7 @@ EXERCISE = Exercise(
     hints=(
         "Write ΔW of the first step for each optimizer with s, G and A alone, and then the drop. Count the factors s.",
         "Each of the r rows of A adds a term of its own. In the drop these terms have one sign; in a length they are "
-        "directions that have nothing to do with one another. The best rate makes good what the drop does.",
+        "directions that have nothing to do with one another. The best rate compensates what the drop does.",
     ),
     viva=[
         Viva(

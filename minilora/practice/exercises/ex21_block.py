@@ -278,7 +278,7 @@ MISTAKES = [
      ("(dz.swapaxes(1, 2).reshape(batch", "(dz.reshape(batch")),
     ("heads_interleaved",
      "in {it}, the merged dq, dk and dv have a number of every head in turn, instead of one head after another",
-     "In a row of q, before it is split, what stands beside the first number of head 0?",
+     "In a row of q, before it is split, what comes right after the first entry of head 0?",
      ("(dz.swapaxes(1, 2).reshape(batch", "(dz.transpose(0, 2, 3, 1).reshape(batch")),
     ("no_output_projection", "{it} lacks W_o: the gradient of x1 is taken for that of o",
      "What stands between o and x1?", ('linear_backward(dx1, p["W_o"]).reshape', "dx1.reshape")),

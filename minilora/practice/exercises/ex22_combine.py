@@ -7,7 +7,7 @@ result is to be an adapter again:
 
     adapters   a list of (Aᵢ, Bᵢ, αᵢ), of which ΔWᵢ = sᵢ Bᵢ Aᵢ, sᵢ = αᵢ/rᵢ
     Aᵢ (rᵢ, in)    Bᵢ (out, rᵢ)    the ranks rᵢ may differ
-    weights    (n,), a number wᵢ for each: also below zero, to take one away,
+    weights    (n,), a number wᵢ for each: also below zero, to subtract one,
                and of any sum
     A (R, in)      B (out, R)      the rank R is yours to choose
 
@@ -171,14 +171,14 @@ def exact(w, alpha, r):
 CROSSED = "Multiply (B₁ + B₂)(A₁ + A₂) out: how many of the four products belong to the sum?"
 
 
-@combining.mistake("{it} averages the A and the B apart: B of one adapter meets A of another", CROSSED)
+@combining.mistake("{it} averages the A and the B apart: B of one adapter multiplies A of another", CROSSED)
 def means_apart(adapters, weights):
     n = len(adapters)
     return added(adapters, weights, lambda w, alpha, r: 1 / n, lambda w, alpha, r: 1 / n)
 
 
 @combining.mistake(
-    "{it} averages the A and the B apart, by their weights: B of one adapter meets A of another", CROSSED
+    "{it} averages the A and the B apart, by their weights: B of one adapter multiplies A of another", CROSSED
 )
 def weighted_means_apart(adapters, weights):
     share = 1 / sum(weights)
@@ -186,14 +186,15 @@ def weighted_means_apart(adapters, weights):
 
 
 @combining.mistake(
-    "{it} adds up the A and the B apart, each times its weight: B of one adapter meets A of another", CROSSED
+    "{it} adds up the A and the B apart, each times its weight: B of one adapter multiplies A of another", CROSSED
 )
 def weighted_sums_apart(adapters, weights):
     return added(adapters, weights, lambda w, alpha, r: w, lambda w, alpha, r: w)
 
 
 @combining.mistake(
-    '{it} adds up the A and the B apart, each times √(w s), as PEFT\'s "linear": B of one adapter meets A of another',
+    '{it} adds up the A and the B apart, each times √(w s), as PEFT\'s "linear": '
+    "B of one adapter multiplies A of another",
     CROSSED,
 )
 def roots_apart(adapters, weights):
@@ -201,14 +202,16 @@ def roots_apart(adapters, weights):
 
 
 @combining.mistake(
-    "{it} adds up the A and the B apart, with the right factor on one: B of one adapter meets A of another", CROSSED
+    "{it} adds up the A and the B apart, with the right factor on one: B of one adapter multiplies A of another",
+    CROSSED,
 )
 def sums_apart(adapters, weights):
     return added(adapters, weights, exact, lambda w, alpha, r: 1)
 
 
 @combining.mistake(
-    "{it} adds up the A and the B apart, filled up with zeros to one rank: B of one adapter meets A of another", CROSSED
+    "{it} adds up the A and the B apart, filled up with zeros to one rank: B of one adapter multiplies A of another",
+    CROSSED,
 )
 def padded_sums_apart(adapters, weights):
     r = max(len(A) for A, _, _ in adapters)
@@ -245,7 +248,7 @@ def divided_by_root_r(adapters, weights):
 
 @combining.mistake(
     "the scale of each adapter in {it} has the rank of the whole, α/R: each was trained with its own r",
-    "Does ΔW₁ change when a second adapter comes to it?",
+    "Does ΔW₁ change when a second adapter is added?",
 )
 def divided_by_the_whole_rank(adapters, weights):
     R = sum(len(A) for A, _, _ in adapters)
@@ -309,7 +312,7 @@ def first_alone(adapters, weights):
 
 @combining.mistake(
     "{it} pairs each B with the A of another adapter: they are stacked in two orders",
-    "Which columns of B meet the first row of A?",
+    "Which column of B multiplies the first row of A?",
 )
 def orders_differ(adapters, weights):
     return stacked(adapters, weights, exact)[0], stacked(adapters[::-1], weights[::-1], exact)[1]
@@ -343,7 +346,7 @@ def rows_cut(A, B, k):
 @compressing.mistake(
     "{it} shows that the k largest pairs of a row of A and a column of B were kept: they are not orthogonal, and so "
     "not the best",
-    "What do the squares of B A add up to, if its rows lean on one another?",
+    "What do the squares of B A add up to, if the pairs are not orthogonal?",
 )
 def largest_rows(A, B, k):
     first = np.argsort(-np.linalg.norm(A, axis=1) * np.linalg.norm(B, axis=0))[:k]
@@ -361,7 +364,7 @@ def directions_of_A(A, B, k):
 
 @compressing.mistake(
     "{it} has the largest directions of B alone, not of the product",
-    "Which directions of the output does A reach with much?",
+    "Which directions of B does A use most?",
 )
 def directions_of_B(A, B, k):
     U = np.linalg.svd(B, full_matrices=False)[0][:, :k]

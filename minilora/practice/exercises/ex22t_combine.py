@@ -7,7 +7,7 @@ result is to be an adapter again:
 
     adapters   a list of (Aᵢ, Bᵢ, αᵢ), of which ΔWᵢ = sᵢ Bᵢ Aᵢ, sᵢ = αᵢ/rᵢ
     Aᵢ (rᵢ, in)    Bᵢ (out, rᵢ)    αᵢ a number; the ranks rᵢ may differ
-    weights    (n,), a number wᵢ for each: also below zero, to take one away,
+    weights    (n,), a number wᵢ for each: also below zero, to subtract one,
                and of any sum
     A (R, in)      B (out, R)      the rank R is yours to choose
 
@@ -75,7 +75,7 @@ import numpy as np
 
 from .ex22_combine import combining, compressing
 from ..exercise import Exercise, Viva
-from ..modules import Twin, cut_from_autograd, watched
+from ..torch_functions import Twin, cut_from_autograd, watched
 
 
 def forms_the_sum(function, n=250):
@@ -105,7 +105,7 @@ def sum_formed(adapters, weights):
 
 @sum_of_adapters.rule(
     "the right gradient does not arrive at every argument of {it}: a part of B A is cut off from autograd",
-    "Where does a tensor become a number, an array, or one without a past: item, tolist, detach, data, torch.tensor?",
+    "Where does a tensor become a number, an array, or one without a graph: item, tolist, detach, data, torch.tensor?",
     cut_from_autograd(sum_of_adapters, lambda result: result[1] @ result[0]),
 )
 def weights_as_numbers(adapters, weights):

@@ -174,13 +174,13 @@ def no_scale(x, W, As, Bs, scales, idx):
 
 
 @forward.mistake(
-    "{it} has one scale for all samples, that of the first adapter", "Whose scale has a sample with idx 1?"
+    "{it} has one scale for all samples, that of the first adapter", "Whose scale does a sample with idx 1 get?"
 )
 def one_scale(x, W, As, Bs, scales, idx):
     return layer(x, W, As, Bs, scales[0] + 0 * scales, idx)
 
 
-@forward.mistake("{it} has one scale for all, the mean of them", "Whose scale has a sample with idx 1?")
+@forward.mistake("{it} has one scale for all, the mean of them", "Whose scale does a sample with idx 1 get?")
 def mean_scale(x, W, As, Bs, scales, idx):
     return layer(x, W, As, Bs, scales.mean() + 0 * scales, idx)
 
@@ -273,7 +273,7 @@ def loop_over_samples(*given):
 
 @forward.rule(
     "{it} forms an (out, in) matrix B A, which is as large as W",
-    "How many numbers has B A, and how many has x Aᵀ?",
+    "How many entries does B A have, and how many does x Aᵀ have?",
     forms_the_product,
 )
 def product_formed(x, W, As, Bs, scales, idx):

@@ -51,7 +51,7 @@ import numpy as np
 
 from .ex23_multi_lora import forward as in_numpy
 from ..exercise import Exercise, Viva
-from ..modules import Twin, cut_from_autograd, watched
+from ..torch_functions import Twin, cut_from_autograd, watched
 
 
 def operations(function, samples):
@@ -98,7 +98,7 @@ def loop_over_samples(x, W, As, Bs, scales, idx):
 
 @forward.rule(
     "{it} forms an (out, in) matrix B A, which is as large as W",
-    "How many numbers has B A, and how many has x Aᵀ?",
+    "How many entries does B A have, and how many does x Aᵀ have?",
     forms_the_product,
 )
 def product_formed(x, W, As, Bs, scales, idx):
@@ -111,7 +111,7 @@ def product_formed(x, W, As, Bs, scales, idx):
 
 @forward.rule(
     "the right gradient does not arrive at every argument of {it}: a part of y is cut off from autograd",
-    "Where does a tensor become a number, an array, or one without a past: item, tolist, detach, data, torch.tensor?",
+    "Where does a tensor become a number, an array, or one without a graph: item, tolist, detach, data, torch.tensor?",
     cut_from_autograd(forward),
 )
 def scales_as_numbers(x, W, As, Bs, scales, idx):

@@ -6,7 +6,7 @@
     x, dx (batch, tokens, in)    W, V (out, in)    A, dA (r, in)
     B, dB (out, r)    m, dm, n, g (out,)    y, dy (batch, tokens, out)
 
-DoRA (Liu et al., 2024) learns the length of each row of the weight, m, apart
+DoRA (Liu et al., 2024) trains the length of each row of the weight, m, apart
 from its direction, which A and B turn. W is frozen. α is called alpha, and r
 is that of A. dy is ∂L/∂y.
 
@@ -172,7 +172,7 @@ def length_of_B(W, A, B, alpha):
 
 @lengths.mistake(
     "{it} leaves out the products of different rows of A, as though these were orthogonal",
-    "Which entries of A Aᵀ meet in the squared length of a row of B A?",
+    "Which entries of A Aᵀ enter the squared length of a row of B A?",
 )
 def rows_of_A_orthogonal(W, A, B, alpha):
     return from_products(W, A, B, alpha, Q=np.diag(squares(A)))

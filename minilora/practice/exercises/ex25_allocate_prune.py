@@ -160,7 +160,7 @@ def greedy(spectra, costs, budget, gain=lambda s, cost, sigma: s**2 / cost, star
 
 @ranks.mistake(
     "{it} is one rank for all layers, as far as they have so many directions",
-    "What does the last direction of the smallest update keep, beside the next one of the largest?",
+    "What does the last direction of the smallest update keep, compared with the next one of the largest?",
 )
 def one_rank(spectra, costs, budget):
     rank = next(
@@ -283,7 +283,7 @@ def direction(A, B):
 
 @pruned.mistake(
     "in {it} all r directions are kept: entries that are set to 0 take as many bytes as others",
-    "How many numbers has a matrix of these shapes, whatever they are?",
+    "How many entries does a matrix of these shapes have, whatever their values?",
 )
 def entries_pruned(A, B, n_bytes):
     sizes = np.sort(np.abs(np.r_[A.ravel(), B.ravel()]))[::-1]
@@ -309,17 +309,17 @@ def longest_rows(A, B, n_bytes):
     return A[kept], B[:, kept]
 
 
-@pruned.mistake("{it}: n_bytes is taken for a number of numbers", "How many bytes has one number in the file?")
+@pruned.mistake("{it}: n_bytes is taken for a count of numbers", "How many bytes does one number take in the file?")
 def bytes_for_numbers(A, B, n_bytes):
     return of_rank(A, B, 4 * n_bytes // direction(A, B))
 
 
-@pruned.mistake("{it}: a number is counted as 8 bytes", "How many bytes has one number in the file?")
+@pruned.mistake("{it}: a number is counted as 8 bytes", "How many bytes does one number take in the file?")
 def eight_bytes(A, B, n_bytes):
     return of_rank(A, B, n_bytes // (2 * direction(A, B)))
 
 
-@pruned.mistake("{it}: a number is counted as 2 bytes", "How many bytes has one number in the file?")
+@pruned.mistake("{it}: a number is counted as 2 bytes", "How many bytes does one number take in the file?")
 def two_bytes(A, B, n_bytes):
     return of_rank(A, B, n_bytes // (direction(A, B) // 2))
 

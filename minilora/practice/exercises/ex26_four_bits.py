@@ -26,7 +26,7 @@ alone is paired with 7. α is called alpha, and r is that of A.
                      the gap to the next level on that side
         moved        the share of numbers whose code changes
         error        √(Σ e_i²)/‖D‖. Where the code stays, e_i = t_i; where it
-                     changes, take any place in a cell for as likely: e_i² =
+                     changes, let any place in a cell be equally likely: e_i² =
                      c²/12, c the width, times a′, of the cell that it leaves:
                      half a gap on either side, for ±1 on one side alone
 
@@ -338,7 +338,7 @@ def not_packed(W, block):
 
 
 @quantised.mistake(
-    "{it} is right but for a block of zeros: 0/0 is no number, and no level is near it",
+    "{it} is right except in a block of zeros: 0/0 is NaN, and no level is near it",
     "What is W_i/a where every number of a block is 0?",
 )
 def zeros_divided(W, block):
@@ -349,7 +349,7 @@ def zeros_divided(W, block):
 
 
 @quantised.mistake(
-    "{it} is right but for a block of zeros, which has the code 0, that of -1: argmin makes it of NaN",
+    "{it} is right except in a block of zeros, which has the code 0, that of -1: argmin makes it of NaN",
     "What is W_i/a where every number of a block is 0?",
 )
 def zeros_by_argmin(W, block):
@@ -448,7 +448,7 @@ def no_scales(block, nested):
     return 4, 4
 
 
-@sizes.mistake("{it} has 16 bits where a float32 is held", "How many bits has a float32?")
+@sizes.mistake("{it} has 16 bits where a float32 is held", "How many bits does a float32 have?")
 def half_scales(block, nested):
     return 4 + 16 / block, 4 + 8 / block + 16 / (block * nested)
 
@@ -481,7 +481,7 @@ def four_bit_scales(block, nested):
 
 
 @sizes.mistake(
-    "{it} is divided in whole numbers, by //, which leaves nothing of a share below 1",
+    "{it} is an integer division, by //, which makes 0 of a share below 1",
     "What is 8 // 64, and what is 8 / 64?",
 )
 def whole_numbers(block, nested):
@@ -505,8 +505,8 @@ def right_gradients(dy, x, codes, absmax, block, A, B, alpha):
 
 
 @backward.mistake(
-    "{it} gives a gradient dW to the base: it is held in codes, whole numbers, which nothing trains",
-    "Can a step of 0.001 change a code, which is a whole number from 0 to 15?",
+    "{it} gives a gradient dW to the base: it is held in codes, integers, which nothing trains",
+    "Can a step of 0.001 change a code, which is an integer from 0 to 15?",
 )
 def base_trained(*given):
     right, G = right_gradients(*given)
@@ -515,7 +515,7 @@ def base_trained(*given):
 
 @backward.mistake(
     "{it} gives a gradient dW_hat to the base: Ŵ is made of codes and scales, which nothing trains",
-    "Which numbers does QLoRA hand to the optimizer?",
+    "Which tensors does QLoRA hand to the optimizer?",
 )
 def decoded_base_trained(*given):
     right, G = right_gradients(*given)
@@ -524,7 +524,7 @@ def decoded_base_trained(*given):
 
 @backward.mistake(
     "{it} gives a gradient dabsmax to the scales: they belong to the base, and are frozen with it",
-    "Which numbers does QLoRA hand to the optimizer?",
+    "Which tensors does QLoRA hand to the optimizer?",
 )
 def scales_trained(dy, x, codes, absmax, block, A, B, alpha):
     right, G = right_gradients(dy, x, codes, absmax, block, A, B, alpha)
@@ -533,7 +533,7 @@ def scales_trained(dy, x, codes, absmax, block, A, B, alpha):
 
 
 @backward.mistake(
-    "{it} has no dx: the base is frozen, and the layers below need it all the same",
+    "{it} has no dx: the base is frozen, but the layers below still need it",
     "What does an adapter in the layer below learn from?",
 )
 def no_dx(*given):
@@ -639,7 +639,7 @@ def cells_beyond_the_ends(*given):
 
 
 @forecast.mistake(
-    "{it} is measured, and not foretold: Ŵ + D is rounded, where c²/12 is meant",
+    "{it} is measured, not predicted: Ŵ + D is rounded, where c²/12 is meant",
     "Which part of your function would be left if nothing could be quantised again?",
 )
 def measured_instead(*given):

@@ -209,10 +209,10 @@ MISTAKES = [
      (VALUES, VALUES + '\n    if cache:\n        V[: -len(ids)] = cache["V"]')),
     ("text_forgotten_after_a_swap",
      "in {it}, the text before the swap is forgotten: the cache was thrown away, and nothing put in its place",
-     "What do you need, beside keys and values, to compute them anew?",
+     "What do you need, besides keys and values, to compute them again?",
      ("            new = text\n", "            text = ids\n")),
     ("adapter_of_the_cache_not_updated",
-     "{it} takes the keys and values for those of the first adapter: the cache still bears its name after a swap",
+     "{it} takes the keys and values for those of the first adapter: the cache still names it after a swap",
      "After a swap, which adapter has made what is in the cache, and where does your cache say so?",
      ('"adapter": adapter,', '"adapter": cache["adapter"] if cache else adapter,')),
     ("positions_restart", "in {it}, the positions of the new tokens start at 0 again",
@@ -224,7 +224,7 @@ MISTAKES = [
     ("cached_keys_rotated_again", "{it} rotates keys from the cache that had been rotated when they were put there",
      "How often has the first key been turned when the third call is over?",
      (KEYS, "K = rope(np.vstack([*K, k]), np.arange(m), model)")),
-    ("query_not_rotated", "{it} has a query that is not rotated, beside keys that are",
+    ("query_not_rotated", "{it} has a query that is not rotated, with keys that are",
      "What must rope do to q and k, so that their product depends on the distance of the two tokens alone?",
      ("attention(rope(q, positions, model),", "attention(q,")),
     ("mask_of_the_full_pass",
@@ -284,7 +284,7 @@ def cache_changed(ids, cache, adapter, model):
 
 
 @decoding.rule(
-    "{it} computes the earlier tokens anew in every call: the numbers are right, but nothing is saved",
+    "{it} computes the earlier tokens again in every call: the numbers are right, but nothing is saved",
     "For one new token, how many rows does your x have?",
     computes_again,
 )

@@ -159,7 +159,7 @@ def by_index_only():
 
 @predicted.mistake(
     "{it} is what there would be for B A without its scale s",
-    "How large is the singular value of s B A beside 16?",
+    "How large is the singular value of s B A, compared with 16?",
 )
 def scale_left_out():
     return {**measured(), "new": 0}
@@ -264,7 +264,7 @@ def all_counted(W0, dW, k, eps):
 
 
 @found.mistake(
-    "{it}: W₀ is given out vectors where it has in of them: the rest are made up to complete the basis",
+    "{it}: W₀ is given out vectors, but it has only in of them: the rest complete the basis",
     "How many columns has U, and for how many of them is there a singular value?",
 )
 def complete_basis(W0, dW, k, eps):
@@ -375,7 +375,7 @@ def zero_for_none(runs):
     return by_level(runs, lambda new, old, level: least(new, old, level) if new.min() <= level else 0.0)
 
 
-@table.mistake("{it} has no number where a method does not reach a level, and not ∞", "What is the least of no losses?")
+@table.mistake("{it} has NaN, not ∞, where a method does not reach a level", "What is the least of no losses?")
 def nan_for_none(runs):
     return by_level(runs, lambda new, old, level: least(new, old, level) if new.min() <= level else np.nan)
 

@@ -19,7 +19,7 @@ each pair (a, b) = (x_i, x_{i+D/2}) of a head by φ = t θ^(-2i/D), i < D/2, to
 base     a dict: E (vocabulary, width), g1, g2, g3, W_q, ..., W_down, each
          (out, in), and the numbers heads and theta. It is frozen.
 adapter  a dict of 14: A_q (r, in), B_q (out, r), ..., A_down, B_down
-ids      (batch, tokens), whole numbers
+ids      (batch, tokens), integers
 
 logits(ids, base, adapter, alpha)     logits (batch, tokens, vocabulary)
 gradients(ids, base, adapter, alpha)  loss and a dict: dA_q, dB_q, ... The loss
@@ -250,7 +250,7 @@ def train(texts, base, r, alpha):
 
 
 def merge(base, adapter, alpha):
-    """Return another base, with W + s B A in the place of each W.
+    """Return another base, with W + s B A instead of each W.
 
     >>> base, adapter = {}, {}
     >>> for name in LAYERS:
@@ -505,7 +505,7 @@ class Gradients(ValueAndGradients):
         if not unknown:
             return checked
         first = unknown[0 if unknown[0].tensor == "loss" else -1]
-        says = words("{it} is wrong too: see to {first} first, which is nearer to the loss", first=first.tensor)
+        says = words("{it} is wrong too: repair {first} first, which is nearer to the loss", first=first.tensor)
         below = {finding.tensor for finding in unknown if finding is not first}
         return checked._replace(
             findings=[
@@ -567,7 +567,7 @@ FORWARD = [
      ("q, k = rope(q, theta), rope(k, theta)",
       "q, k = rope(q, theta ** (1 / heads)), rope(k, theta ** (1 / heads))")),
     ("heads_not_moved", "in {it}, the heads are cut along the wrong axis: tokens and heads are mixed",
-     "Of (batch, tokens, heads, D): which axis has to stand beside D for the products?",
+     "Of (batch, tokens, heads, D): which axis has to be next to D for the products?",
      ("return x.reshape(batch, tokens, heads, -1).swapaxes(1, 2)", "return x.reshape(batch, heads, tokens, -1)"),
      ("return x.swapaxes(1, 2).reshape(batch, tokens, -1)", "return x.reshape(batch, tokens, -1)")),
     ("no_skip_around_attention", "{it} lacks the skip path around the attention", "If o gave 0, what would x1 be?",
@@ -580,11 +580,12 @@ FORWARD = [
      ("h1, _ = norm(x, base", "h1, _ = x, norm(x, base")),
     ("no_last_norm", "in {it}, the last norm is missing", "What stands between x2 and E?",
      ("h3, norm3_back = norm(x1 + down, base", "h3, norm3_back = x1 + down, norm(x1 + down, base")),
-    ("mean_taken_off", "the norm in {it} takes the mean off, as layer norm does", "Is the norm of a constant row 0?",
+    ("mean_taken_off", "the norm in {it} subtracts the mean, as layer norm does", "Is the norm of a constant row 0?",
      ("    rms = np.sqrt(", "    x = x - x.mean(-1, keepdims=True)\n    rms = np.sqrt(")),
     ("gate_and_up_exchanged", "in {it}, silu is taken of up, not of gate", "Which of the two passes through silu?",
      ("u, swiglu_back = swiglu(gate, up)", "u, swiglu_back = swiglu(up, gate)")),
-    ("softmax_applied", "{it} are probabilities: softmax belongs to the loss", "Which sum has a row of your result?",
+    ("softmax_applied", "{it} are probabilities: softmax belongs to the loss",
+     "What is the sum of a row of your result?",
      ('return h3 @ base["E"].T, backward', 'return softmax(h3 @ base["E"].T), backward')),
     ("sigmoid_for_silu", "in {it}, the gate is a sigmoid: silu has the factor z, too", "How large is silu(10)?",
      ("silu = gate * sigma", "silu = sigma")),
@@ -635,7 +636,8 @@ BACKWARD = [
      ("(dn - n * (dn * n).mean(-1, keepdims=True)) / rms", "dn / rms")),
     ("gain_forgotten", "{it} lacks the gain g of the norms above", "By what is the normalised x multiplied?",
      ("dn = dy * g", "dn = dy")),
-    ("sigmoid_slope", "{it} has the slope of the sigmoid, not of silu", "How many terms has the derivative of z σ(z)?",
+    ("sigmoid_slope", "{it} has the slope of the sigmoid, not of silu",
+     "How many terms does the derivative of z σ(z) have?",
      ("(sigma + silu * (1 - sigma))", "sigma * (1 - sigma)")),
     ("skip_path_missing", "{it} lacks the skip path around the MLP",
      "If down gave 0, what would the gradient of x1 be?",
@@ -674,7 +676,7 @@ SAVE = [
     ("half_precision", "{it} is rounded to float16", "In which two dtypes may the files be?",
      ('adapter[f"{letter}_{name}"]\n', 'adapter[f"{letter}_{name}"].astype(np.float16)\n')),
     ("alpha_not_in_the_config", "what {it} writes lacks lora_alpha: the tensors do not tell the scale",
-     "What, beside A and B, must be known to compute a layer?", ('        "lora_alpha": alpha,\n', "")),
+     "What, besides A and B, must be known to compute a layer?", ('        "lora_alpha": alpha,\n', "")),
     ("another_rank_in_the_config", "what {it} writes has another r in the config than A has rows",
      "From which array can r be read?", ('"r": len(adapter["A_q"])', '"r": len(adapter["A_q"]) + 1')),
     ("no_prefix", "in what {it} writes, the names of the tensors lack base_model.model, which PEFT puts before them",
@@ -753,7 +755,8 @@ EXERCISE = Exercise(
             "None: with a wrong gradient the loss could not fall.",
         ),
         Viva(
-            "What does somebody need, beside your two files, to get your model's answers, and what happens without it?",
+            "What does somebody need, besides your two files, to get your model's answers, and what "
+            "happens without it?",
             "The same base, to the bit, and its tokenizer: the files hold A, B, r and α, and at best the base's name. "
             "On another base of the same shapes they load without a word, and the answers are wrong.",
             "Nothing: the adapter is the fine-tuned model.",

@@ -1,7 +1,7 @@
 """An nbgrader course: source/ASSIGNMENT/NN.ipynb for each exercise, and nbgrader_config.py.
 
-nbgrader replaces a solution by one stub for all notebooks, while an exercise may hand out code to repair. So the
-learner's own stub stands first, the whole solution below it between nbgrader's marks, and nothing comes in its place.
+nbgrader replaces every solution by the same stub, while an exercise may hand out code to repair. So a cell has the
+exercise's stub first, then the whole solution between nbgrader's marks, which nbgrader replaces by nothing.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ CONFIG = """c = get_config()  # noqa: F821
 
 c.CourseDirectory.course_id = "minilora"
 c.ClearSolutions.code_stub = {{"python": ""}}  # the stub stands above the solution
-c.Execute.timeout = {seconds}  # for one cell, of which nbgrader allows 30
+c.Execute.timeout = {seconds}  # seconds for one cell; nbgrader's default is 30
 """
 
 # The points must be a plain float and the last value: for anything else, and for none, nbgrader gives full marks.

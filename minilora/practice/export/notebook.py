@@ -29,7 +29,7 @@ class Setting(NamedTuple):
 
 
 def cell(kind: str, name: str, source: str, **metadata: Any) -> Cell:
-    """A markdown or code cell. Its name is its id, for a random one would make other bytes each time."""
+    """A markdown or code cell. Its name is its id: a random one would change the bytes of every export."""
     made = {"cell_type": kind, "id": name, "metadata": metadata, "source": source.strip("\n").splitlines(keepends=True)}
     return made | ({"execution_count": None, "outputs": []} if kind == "code" else {})
 
@@ -45,7 +45,7 @@ def code(text: str) -> str:
 
 
 def statement(exercise: Exercise, language: str) -> str:
-    """The statement in Markdown. What is laid out in columns keeps its layout, as code."""
+    """The statement in Markdown; blocks that are laid out in columns become code, which keeps their layout."""
     title, *blocks = exercise.statement(language).split("\n\n")
     parts = [f"# {title}"]
     for columns, group in itertools.groupby(blocks, in_columns):

@@ -1,7 +1,7 @@
-"""A zip that otter-grader runs on Gradescope, and beside it the one notebook that its students get.
+"""A zip that otter-grader runs on Gradescope, and the one notebook that its students get.
 
-Only zipfile is needed. The zip holds what `otter generate` writes, less what makes PDFs. It has a test file for each
-exercise, which imports the check: there is nothing in it to leak.
+Only zipfile is needed. The zip holds what `otter generate` writes, except what makes PDFs. It has a test file for each
+exercise, which imports the check: there is no solution in it to leak.
 """
 
 from __future__ import annotations
@@ -144,7 +144,7 @@ def zipped(texts: dict[str, str]) -> bytes:
 
 
 def cells(tasks: Sequence[Exercise], setting: Setting) -> Iterable[Cell]:
-    """Of the notebook without solutions.
+    """The cells of the notebook without solutions.
 
     An exercise is tested where the next one begins, since two may use one name for different functions. The grader
     leaves out the student's own check.

@@ -21,7 +21,7 @@ CLONE = Path(__file__).parents[3]
 
 
 class Pack(NamedTuple):
-    """What a pack is made of, by number. Of the notebooks, those that are no lecture are to be read."""
+    """What a pack is made of, by number. The notebooks that are not lectures are for reading."""
 
     title: str
     notebooks: tuple[str, ...]
@@ -42,7 +42,7 @@ PACKS = {
 
 
 def write(name: str, path: str | Path, setting: Setting) -> list[str]:
-    """Write the pack into a new folder. Returns what it names and this version does not have, in words.
+    """Write the pack into a new folder. Returns what the pack lists but this version lacks, as "exercise 28".
 
     Raises ValueError for an unknown name, a folder that holds anything already, or a package without its notebooks.
     """
@@ -97,7 +97,7 @@ enough, and nothing asks for a GPU, an account or a network. They should know ba
 ## Lectures
 
 The slides are the notebooks, one HTML file each that needs no network: arrow keys and space turn pages, `#7` at the end
-of the address opens the seventh, `n` shows the notes for the speaker, printing gives a page a slide. Long code is
+of the address opens the seventh, `n` shows the speaker's notes, printing gives one page per slide. Long code is
 folded away beside its result; a click opens it. Each notebook runs in a minute on two cores, if you would rather run
 it live.
 
@@ -191,7 +191,7 @@ def points(n: int) -> str:
 def viva(tasks: Iterable[Exercise]) -> str:
     """Two questions of each exercise, in both languages."""
     intro = words("Ask one of two, with the student's own file on the screen: two minutes show who can explain it.")
-    text = "\n\n".join(["# Two questions an exercise", *intro]) + "\n"
+    text = "\n\n".join(["# Two questions per exercise", *intro]) + "\n"
     for task in tasks:
         text += f"\n## {task.number} {' · '.join(task.said(task.title))}\n"
         for question in task.viva:

@@ -60,7 +60,7 @@ addEventListener("keydown", event => {{
 
 
 def need_nbconvert() -> Any:
-    """What renders a cell. Raises ImportError without the extra [notebooks]."""
+    """nbconvert's exporter, which renders a cell. Raises ImportError without the extra [notebooks]."""
     try:
         return html_exporter()
     except ImportError:
@@ -97,7 +97,7 @@ def pages(book: Any, exporter: Any) -> Iterator[str]:
 
 
 def html_exporter() -> Any:
-    """nbconvert's, with formulas as MathML."""
+    """nbconvert's exporter to HTML, with formulas as MathML."""
     from latex2mathml.converter import convert
     from nbconvert import HTMLExporter
     from nbconvert.filters.markdown_mistune import IPythonRenderer, MarkdownWithMath

@@ -6,10 +6,10 @@
     Predicted   a Value without arguments: it never says what the value must be
     Graded      a function of the exercise grades it by itself
 
-All are checked in one order. It must exist and take the arguments; then, on every case, it must not raise, return the
-right number of results in the right shapes, leave its arguments as they are (but for what it is meant to change),
-return finite numbers of float64, and the same when called again. Only then are numbers compared, and only then rules
-tried.
+All are checked in one order. The function must exist and take the arguments. Then, in every case, it must not raise; it
+must return the right number of results in the right shapes, leave its arguments as they are (except those that it is
+meant to change), return finite float64, and the same when called again. Then the values are compared. The rules are
+tried last, and only if every value is right.
 """
 
 from .gradient import Gradient

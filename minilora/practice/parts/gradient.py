@@ -30,13 +30,14 @@ class Gradient(Part):
 
     problem: str = ""
     makes: Mapping[str, Callable[[Case], Any]] = field(default_factory=dict)  # arguments that the problem does not have
-    called: Mapping[str, str] = field(default_factory=dict)  # what the exercise calls others: {"W": "E"}
+    called: Mapping[str, str] = field(default_factory=dict)  # {the problem's name: the exercise's}: {"W": "E"}
     without: str = ""  # constants of the problem that the exercise leaves out, as `complete` makes them: "keep p"
     picture: str = ""  # tensors to draw where they are wrong
 
     @cached_property
     def bank(self) -> Problem:
-        """The problem; without some of its constants, less the faults that are none then."""
+        """The problem, in its form without the constants of `without`; faults that then give the true gradient are left
+        out."""
         problem = problems()[self.problem]
         if not self.without:
             return problem
@@ -115,7 +116,7 @@ class Gradient(Part):
         return Checked(findings, errors, list(self.pictures(findings, drawn, mine)))
 
     def as_gradient(self, function: Function, dy: Array, *inputs: Array, **constants: Any) -> Tensors:
-        """The learner's function as diagnose calls it. What it does not return is right."""
+        """The learner's function as diagnose calls it. Tensors that it does not return are the true ones."""
         bank = self.bank
         case = Case(dy, dict(zip(bank.cases(n=1)[0].inputs, inputs, strict=True)), constants)
         mine = self.by_name(function(*self.of_case(case).values()))

@@ -29,7 +29,7 @@ class Mistake(NamedTuple):
 
 
 class Rule(NamedTuple):
-    """What numbers alone do not show: `broken(function)` is true where a right function would not be."""
+    """What values alone do not show: `broken(function)` is True if the function breaks the rule."""
 
     mistake: Mistake
     broken: Callable[[Function], bool]
@@ -58,7 +58,7 @@ class Part:
     solution: Function
     returns: str = ""  # names of what it returns, with spaces between
     changes: str = ""  # or of the arguments that it changes instead, which are its results after the call
-    compared_as: Callable[[Tensors], Tensors] = lambda tensors: tensors  # a product, where its factors are not unique
+    compared_as: Callable[[Tensors], Tensors] = lambda tensors: tensors  # what is compared: B A if A, B are not unique
     mistakes: dict[str, Mistake] = field(default_factory=dict, init=False)
     rules: dict[str, Rule] = field(default_factory=dict, init=False)
 
@@ -84,7 +84,7 @@ class Part:
         return list(inspect.signature(self.solution).parameters)
 
     def mistake(self, says: str, asks: str) -> Callable[[Function], Function]:
-        """The decorated function is a mistake: what it says of {it}, and a question to ask back."""
+        """List the decorated function as a mistake: `says` what is wrong with {it}, `asks` a question to ask back."""
 
         def add(wrong: Function) -> Function:
             self.mistakes[wrong.__name__] = Mistake(wrong.__name__, wrong, words(says), words(asks))
@@ -93,7 +93,7 @@ class Part:
         return add
 
     def rule(self, says: str, asks: str, broken: Callable[[Function], bool]) -> Callable[[Function], Function]:
-        """The decorated function breaks a rule that its numbers do not show."""
+        """List the decorated function as one that breaks a rule although its values are right."""
 
         def add(wrong: Function) -> Function:
             mistake = Mistake(wrong.__name__, wrong, words(says), words(asks))
@@ -119,7 +119,7 @@ class Part:
         return checked
 
     def broken(self, rule: Rule, function: Function) -> Finding | None:
-        """What the rule says of the function, or that it raises where the rule tries it."""
+        """What the rule says of the function, or that it raises when the rule calls it; None if the rule is kept."""
         try:
             if not rule.broken(function):
                 return None
@@ -136,7 +136,7 @@ class Part:
             says = (
                 words("{it} is not there", it=self.name)
                 if function is None
-                else words("{it} is no function", it=self.name)
+                else words("{it} is not a function", it=self.name)
             )
             return Finding(self.name, "missing", says, words("Is it called {it} in your file?", it=self.name))
         try:
@@ -182,7 +182,7 @@ class Part:
         raise NotImplementedError
 
     def run(self, function: Function, arguments: Arguments) -> Tensors:
-        """What the function returns for these arguments, by name. Raises Refused where that is of no use."""
+        """What the function returns for these arguments, by name. Raises Refused if it raises or returns nothing."""
         try:
             result = self.call(function, arguments)
         except NotImplementedError:
@@ -196,7 +196,7 @@ class Part:
         return self.of_call(result, arguments)
 
     def call(self, function: Function, arguments: Arguments) -> Any:
-        """What is graded of a call. Exceptions that it raises are the learner's."""
+        """Call the function. Exceptions count as the learner's."""
         return function(*arguments.values())
 
     def of_call(self, result: Any, arguments: Arguments) -> Tensors:
@@ -232,7 +232,7 @@ class Part:
         return dict(zip(names, values, strict=True))
 
     def outcome(self, function: Function, arguments: Arguments, true: Tensors) -> Tensors:
-        """What is compared of the function's results. Raises Refused for what is wrong before that: a shape, ..."""
+        """The function's results as they are compared. Raises Refused if they cannot be: a wrong shape, ..."""
         given = copy.deepcopy(arguments)
         first = self.run(function, given)
         with suppress(TypeError, MemoryError):  # of a generator, or of zeros broadcast: refused below
@@ -261,7 +261,7 @@ class Part:
 
 @dataclass
 class Graded(Part):
-    """A part that `grade(function, seed)` grades by itself. It returns Checked."""
+    """A part that the exercise's `grade(function, seed)` grades; it returns Checked."""
 
     grade: Callable[[Function, int], Checked] = lambda function, seed: Checked([])
 

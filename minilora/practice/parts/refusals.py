@@ -1,4 +1,4 @@
-"""What is wrong with a result before any number is compared: shape, type, NaN."""
+"""What is wrong with a result before any value is compared: shape, type, NaN."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ Tensors: TypeAlias = dict[str, Any]  # what a function returns, by name
 
 
 class Refused(Exception):
-    """What is wrong before any number is compared."""
+    """A result that cannot be compared. `detail` tells two refusals of the same kind apart."""
 
     def __init__(self, kind: str, says: Words, asks: Words | None = None, detail: str = ""):
         super().__init__(says.en)
@@ -26,11 +26,11 @@ class Refused(Exception):
 
 
 def refuse(name: str, mine: Any, right: Tensors, arguments: Arguments) -> None:
-    """Raise Refused for another shape or type than the right value's, or for what is not finite."""
+    """Raise Refused if a result has another shape or type than right[name], or is not finite."""
     try:
         array, wanted = np.asarray(mine), np.asarray(right[name])
     except ValueError:
-        raise Refused("shape", words("{it} is no array: its rows differ in length", it=name)) from None
+        raise Refused("shape", words("{it} is not an array: its rows differ in length", it=name)) from None
     if array.dtype.kind not in "biufcUS" or (array.dtype.kind in "US") != (wanted.dtype.kind in "US"):
         kind = "a word" if wanted.dtype.kind == "U" else "an array" if wanted.ndim else "a number"
         says = words("{it} is {found}, and must be {kind}", it=name, found=type(mine).__name__, kind=words(kind))
@@ -85,7 +85,7 @@ def in_words(error: BaseException) -> str:
 
 
 def at_line(error: BaseException, function: Function) -> Words | None:
-    """In which line of the learner's file the error was raised, if it was there."""
+    """A sentence with the line of the learner's file that raised the error; None if it was raised elsewhere."""
     line = line_of(error, function)
     return words("It happens in line {line}.", line=str(line)) if line else None
 

@@ -1,4 +1,4 @@
-"""Parts whose values are compared with those of a function that is right."""
+"""Parts whose values are compared with those of a right function."""
 
 from __future__ import annotations
 
@@ -95,7 +95,7 @@ class Value(Part):
         return all(self.same(a[name], b[name]) for a, b in zip(some, others, strict=True) for name in names)
 
     def all_of(self, mistake: Mistake, cases: list[Arguments], true: list[Tensors]) -> list[Tensors]:
-        """What a mistake returns in every case; [] where it fails before that."""
+        """What a mistake returns in every case; [] if it is refused in one."""
         try:
             return [self.outcome(mistake.wrong, case, tensors) for case, tensors in zip(cases, true, strict=True)]
         except Refused:
@@ -136,7 +136,7 @@ class Predicted(Value):
 
 
 def same(a: Any, b: Any, tolerance: float = SAME) -> bool:
-    """Whether two values agree: whole numbers and words exactly, others relative to their norm."""
+    """Whether two values agree: integers and strings exactly, floats relative to their norm."""
     x, y = np.asarray(a), np.asarray(b)
     if x.shape != y.shape:
         return False
@@ -149,7 +149,7 @@ def same(a: Any, b: Any, tolerance: float = SAME) -> bool:
 
 
 def difference(a: Any, b: Any) -> float:
-    """The relative error of numbers; for words 0 or infinity."""
+    """The relative error of numbers; for strings 0 or infinity."""
     x, y = np.asarray(a), np.asarray(b)
     if x.dtype.kind in "fiub" and y.dtype.kind in "fiub":
         return relative_error(x.astype(float), y.astype(float)) if np.all(np.isfinite(y)) or not same(a, b) else 0.0

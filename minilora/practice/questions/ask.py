@@ -1,4 +1,4 @@
-"""Ask: a question, time to think, the answer, and a grade that one gives oneself."""
+"""Ask questions in the terminal: a question, time to think, the answer, and a grade that learners give themselves."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from .checks import checks, run_check
 
 
 def ask_here(folder: str | None, questions: Sequence[Question], console: Any, language: str) -> None:
-    """Ask what is due, and keep in the folder of exercises what was known."""
+    """Ask what is due, and record in the folder of exercises what was known."""
     today = date.today()
     try:
         progress = Workspace.found(folder).progress

@@ -1,4 +1,5 @@
-"""Three boxes: a question that was known comes again in three days, then in ten; one that was not, tomorrow."""
+"""Spaced repetition in three Leitner boxes: a question that was known comes again in three days, then in ten; one that
+was not, tomorrow."""
 
 from __future__ import annotations
 

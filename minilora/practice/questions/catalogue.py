@@ -23,7 +23,7 @@ class Question:
     question: Words
     answer: Words
     wrong: Words  # the usual wrong answer, and why it is wrong
-    often_wrong: bool = False  # in many places: a question of the flash round
+    often_wrong: bool = False  # many sources answer it wrongly: a question of the flash round
     check: str = ""  # the function in checks/ that decides
     source: str = ""  # author and year, for what no run decides
     exercise: str = ""
@@ -60,7 +60,8 @@ def read(key: str, given: dict[str, Any]) -> Question:
 
 
 def chosen(topic: str = "", level: int = 0, flash: bool = False) -> list[Question]:
-    """Those of a topic and a level. Raises ValueError for a topic that does not exist, or where there are none."""
+    """The questions of a topic and a level, "" and 0 for all; with `flash`, only those that are often answered wrongly.
+    Raises ValueError for a topic that does not exist, or if there are no such questions."""
     if topic and topic.upper() not in topics():
         listed = "; ".join(f"{letter} {title.en}" for letter, title in topics().items())
         raise ValueError(f"there is no topic {topic!r}: choose from {listed}")

@@ -31,7 +31,7 @@ def overview(language: str) -> Iterator[str]:
     yield ""
     yield INTRO.in_language(language)
     yield ""
-    yield words("✗: answered wrongly in many places; `minilora ex ask --flash` asks these.").in_language(language)
+    yield words("✗: many sources answer it wrongly; `minilora ex ask --flash` asks these.").in_language(language)
     for letter, title in topics().items():
         yield f"\n## {letter} {title.in_language(language)}\n"
         for each in of_topic(letter):

@@ -1,4 +1,4 @@
-"""What explains a wrong tensor. An explanation is given only if it holds in every case to 1e-7."""
+"""Explanations of a wrong tensor. One is given only if it holds in every case to 1e-7."""
 
 from __future__ import annotations
 

@@ -64,7 +64,7 @@ class WrongTensor:
         return [proportion(a, b) for a, b in zip(self.gradient, self.true, strict=True)]
 
     def where(self, kept: Sequence[bool]) -> WrongTensor:
-        """The same in some of the cases."""
+        """This tensor in the cases for which `kept` is True."""
         chosen = [i for i, keep in enumerate(kept) if keep]
 
         def of(values: Sequence[Any]) -> list[Any]:
@@ -75,7 +75,7 @@ class WrongTensor:
         )
 
     def wrong(self, fault: Fault, i: int) -> Tensors:
-        """What the fault returns in case i; {} where it works for the shapes of the problem's own cases alone."""
+        """What the fault returns in case i; {} if it does not work for the shapes of that case."""
         key = fault.name, id(self.cases[i])
         if key not in self.known:
             try:

@@ -57,12 +57,13 @@ def one_of_many(w: WrongTensor) -> list[Finding]:
 
 
 def zero_at(gradient: Array, axis: int, length: int, indices: Array) -> bool:
-    """Has the tensor this axis of dy too, and is it zero at these indices?"""
+    """Whether the tensor has this axis of dy too, and is zero at these indices."""
     return gradient.shape[axis : axis + 1] == (length,) and not np.any(np.take(gradient, indices, axis))
 
 
 def entries(w: WrongTensor, axis: int, index: int) -> tuple[bool, bool]:
-    """Is the tensor in every case what this entry of dy makes, or is that missing? A gradient is linear in dy."""
+    """(whether the tensor is only what this entry of dy contributes, whether it is all but that), in every case. A
+    gradient is linear in dy, so that contributions add up."""
     kept = lacked = True
     for gradient, true, case in zip(w.gradient, w.true, w.cases, strict=True):
         if axis >= np.ndim(case.dy) or np.shape(case.dy)[axis] < 2:

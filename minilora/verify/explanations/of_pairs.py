@@ -17,7 +17,7 @@ from .of_values import one_or_other
 
 
 def pair(w: WrongTensor) -> list[Finding]:
-    """Two mistakes of which each is known: a fault and a scale, or two faults; nothing where two such pairs fit."""
+    """Two known mistakes at once: a fault and a scale, or two faults; [] if several pairs fit."""
     if not w.problem.pairs or not w.exact:
         return []
     shapes = [t.shape for t in w.true]
@@ -38,7 +38,7 @@ def fault_and_scale(w: WrongTensor, faults: Sequence[str]) -> Iterator[tuple[Fin
         fault = w.problem.faults[name]
         first = w.wrong(fault, 0)[w.tensor]
         if proportion(w.gradient[0], first) is None or proportion(first, w.true[0]) is not None:
-            continue  # it is no multiple, or any scale is
+            continue  # not a multiple of the fault; or the fault itself is only a scale
         products = w.multiples(w.gradient, w.all_wrong(name))
         if products and products[0] not in ("0", "1"):
             scale = w.finding("scale", "{it} is then multiplied by {factor}", factor=one_or_other(products))
@@ -56,13 +56,13 @@ def two_faults(w: WrongTensor, faults: Sequence[str]) -> Iterator[tuple[Finding,
     multiples = {name for name in faults if proportion(w.all_wrong(name)[0], w.true[0]) is not None}
     for a, b in itertools.combinations(faults, 2):
         within = [names for names in ((a, b), (b, a)) if names[0] in outer]
-        terms = not {a, b} & multiples  # a multiple of the whole is no mistake in a term
+        terms = not {a, b} & multiples  # a multiple of the whole is not a mistake in a term
         if (terms and sum_of(w, a, b)) or any(nested(w, *names) for names in within):
             yield of_fault(w.tensor, w.problem.faults[a]), of_fault(w.tensor, w.problem.faults[b])
 
 
 def sum_of(w: WrongTensor, a: str, b: str) -> bool:
-    """Do the two mistakes add up to it?"""
+    """Whether the two mistakes add up to the tensor."""
     for i, (gradient, true) in enumerate(zip(w.gradient, w.true, strict=True)):
         x, y = (w.wrong(w.problem.faults[name], i).get(w.tensor, np.zeros(0)) for name in (a, b))
         if x.shape != true.shape or y.shape != true.shape or relative_error(x + y - true, gradient) >= SAME:
@@ -71,7 +71,7 @@ def sum_of(w: WrongTensor, a: str, b: str) -> bool:
 
 
 def nested(w: WrongTensor, outer: str, inner: str) -> bool:
-    """Is it what the outer fault makes of a textbook gradient that has the inner one?"""
+    """Whether the tensor is what the outer fault makes of a textbook gradient that has the inner one."""
     original = w.problem.original or w.problem
     a, b = original.faults[outer].wrong, original.faults[inner].wrong
     function = w.problem.in_this_form(fault_within(a, b, original.backward))

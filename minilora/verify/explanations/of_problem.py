@@ -1,4 +1,4 @@
-"""What explains a tensor with the help of its problem: named faults, terms, and the source of the textbook gradient."""
+"""Explanations that need the problem: its named faults, its terms, and the source of its textbook gradient."""
 
 from __future__ import annotations
 
@@ -65,8 +65,8 @@ def other_mask(w: WrongTensor) -> Finding | None:
         return None
     return w.finding(
         "terms",
-        "{it} is right but for its dropout mask, which keeps other entries than that of forward",
-        "Was a mask drawn anew in backward, or is it that of another sample? Which one did forward keep for you?",
+        "{it} is right except for its dropout mask, which keeps other entries than the mask of forward",
+        "Was a new mask drawn in backward, or is it the mask of another sample? Which one is in forward's cache?",
     )
 
 

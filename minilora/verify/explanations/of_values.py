@@ -1,4 +1,4 @@
-"""What explains a tensor by values alone, for any function."""
+"""Explanations by values alone, for any function."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from .finding import Finding, WrongTensor, same
 
 
 def rearranged(w: WrongTensor) -> Finding | None:
-    """The right numbers, or a multiple of them, with axes exchanged."""
+    """The true gradient, or a multiple of it, with axes exchanged."""
     axes = w.gradient[0].ndim
     if any(x.ndim != axes for x in w.gradient) or axes > 4:
         return None
@@ -46,7 +46,7 @@ def listed(numbers: Sequence[int] | Array) -> str:
 
 
 def other_tensor(w: WrongTensor) -> Finding | None:
-    """The gradient of another input in its place."""
+    """The gradient of another input."""
     for other in w.expected[0]:
         if other != w.tensor and same(w.gradient, [t[other] for t in w.expected]):
             return w.finding(
@@ -59,7 +59,7 @@ def other_tensor(w: WrongTensor) -> Finding | None:
 
 
 def shape(w: WrongTensor) -> Finding | None:
-    """A wrong shape: the right numbers in another one, or not yet summed."""
+    """A wrong shape: the right values in another shape, or not yet summed."""
     gradient, true = w.gradient, w.true
     if w.same_shapes:
         return None
@@ -94,12 +94,12 @@ def unread(w: WrongTensor) -> Finding | None:
         return None
     return w.finding(
         "scale",
-        "{it} is the true gradient times {numbers}, a number for each case; to say of which constants that is made "
-        "takes three cases or more"
+        "{it} is the true gradient times {numbers}, a number for each case; with fewer than three cases it cannot be "
+        "said of which constants these are made"
         if len(w.cases) < 3
         else "{it} is the true gradient times {numbers}, a number for each case; no product of up to three constants "
         "explains them, or more than one does",
-        "Print what you multiply and divide by in each case: which of it takes these values?",
+        "Print every factor and divisor in each case: which of them takes these values?",
         numbers=", ".join(f"{c:.4g}" for c in factors),
     )
 
@@ -114,7 +114,7 @@ def multiple(w: WrongTensor, products: Sequence[str]) -> Finding:
 
 
 def added(w: WrongTensor) -> Finding | None:
-    """The true gradient plus a multiple of dy, of an input, or of what it belongs to: weight decay, a path too many."""
+    """The true gradient plus a multiple of dy or of an input, its own included: weight decay, or a path too many."""
     if not w.same_shapes:
         return None
     own = w.tensor[1:]

@@ -1,4 +1,4 @@
-"""The numbers of a case that a wrong scale may be made of, each with its name."""
+"""The numbers in a case of which a wrong scale may be a product, each with its name."""
 
 from __future__ import annotations
 
@@ -10,10 +10,10 @@ from ..case import Case
 
 
 def sizes_of(cases: Sequence[Case]) -> list[dict[str, float]]:
-    """Of each case, all numbers that a wrong scale may be made of; those that are always equal share a name.
+    """{name: number} for each case: at most 12 numbers of which a wrong scale may be a product.
 
-    Those that the case names, then its constants, n - 1 for each length n that it names, the lengths of its axes, and
-    what can be counted in its masks and labels.
+    In this order: the sizes that the case names, its constants, n - 1 for each length n that it names, the lengths of
+    its axes, and the counts in its masks and labels. Numbers that are equal in every case share a name.
     """
     names: dict[tuple[float, ...], list[str]] = {}
     numbers = [numbers_of(case) for case in cases]
@@ -26,7 +26,7 @@ def sizes_of(cases: Sequence[Case]) -> list[dict[str, float]]:
 
 
 def alike(names: Sequence[str]) -> str:
-    """One name for what has the same values in every case: "batch or tokens"."""
+    """One name for numbers that are equal in every case: "batch or tokens"."""
     given = [name for name in names if "shape[" not in name and not name.endswith("-1")] or list(names)
     return " or ".join(given)
 

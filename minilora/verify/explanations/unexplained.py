@@ -1,4 +1,4 @@
-"""A wrong tensor that nothing explains: the laws it breaks, facts about it, and what to try next."""
+"""A wrong tensor without an explanation: the laws it breaks, facts about it, and what to try next."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ def unknown(w: WrongTensor, run: Run) -> list[Finding]:
 
 
 def broken_laws(w: WrongTensor) -> list[Finding]:
-    """The laws that this tensor breaks, beside the right ones and beside the others as they are."""
+    """The laws that this tensor breaks, both with the true gradients of the other inputs and with those under test."""
     mixed = [{**t, w.tensor: g[w.tensor]} for g, t in zip(w.actual, w.expected, strict=True)]
 
     def violation(law: Law, of: Sequence[Tensors]) -> float:
@@ -67,7 +67,7 @@ def broken_laws(w: WrongTensor) -> list[Finding]:
 
 
 def facts(w: WrongTensor) -> Words:
-    """From the first case in which the tensor is wrong."""
+    """Facts about the tensor in the first case in which it is wrong."""
     wrong_in, it = wrong_cases(w), w.tensor
     a, b, case = w.gradient[wrong_in[0]], w.true[wrong_in[0]], w.cases[wrong_in[0]]
     found = []
@@ -106,7 +106,7 @@ def wrong_cases(w: WrongTensor) -> list[int]:
 
 
 def smallest(w: WrongTensor) -> int:
-    """Of the cases in which the tensor is wrong, the one of the fewest numbers."""
+    """The index of the smallest case in which the tensor is wrong."""
     return min(wrong_cases(w), key=lambda i: sum(x.size for x in w.cases[i].inputs.values()))
 
 
@@ -151,7 +151,7 @@ def not_linear_in_dy(w: WrongTensor, run: Run) -> Iterator[Words]:
 
 
 def switched_off(w: WrongTensor, run: Run) -> Iterator[Words]:
-    """Of the parts of the op that can be switched off, the one without which the tensor is right."""
+    """The part of the op without which the tensor is right, if it can be switched off (Problem.simpler)."""
     case = w.cases[smallest(w)]
     for name, changes in w.problem.simpler.items():
         simpler = with_changes(case, changes)
@@ -165,7 +165,7 @@ def switched_off(w: WrongTensor, run: Run) -> Iterator[Words]:
 
 
 def one_entry(w: WrongTensor, run: Run) -> Words:
-    """Numbers to compare by hand: with a 1 in one place of dy, one entry of the tensor, as it is and must be."""
+    """One entry to work out by hand, its value and the true one, where dy is 0 except for one 1."""
     chosen = smallest(w)
     case = w.cases[chosen]
     shapes = ", ".join(f"{name} {x.shape}" for name, x in case.inputs.items())
@@ -182,7 +182,7 @@ def one_entry(w: WrongTensor, run: Run) -> Words:
         if gradient.shape == true.shape and not agree(gradient, true, single):
             i = tuple(int(n) for n in np.unravel_index(np.abs(gradient - true).argmax(), true.shape))
             with_dy = (
-                words(", with dy = 0 but for a 1 at {place}", place=str(list(at))) if at else words(" with dy = 1")
+                words(", with dy = 0 except for a 1 at {place}", place=str(list(at))) if at else words(" with dy = 1")
             )
             return words(
                 "Take the smallest case, {where} ({shapes}){with_dy}: {entry} must be {true}, and is {yours}; work "
@@ -195,7 +195,7 @@ def one_entry(w: WrongTensor, run: Run) -> Words:
                 yours=f"{gradient[i]:.4g}",
             )
     return words(
-        "In the smallest case, {where} ({shapes}), {it} is right as long as one entry of dy is not 0: look at how the "
+        "In the smallest case, {where} ({shapes}), {it} is right if only one entry of dy is not 0: look at how the "
         "contributions of several entries are put together.",
         where=where,
         shapes=shapes,
@@ -204,7 +204,7 @@ def one_entry(w: WrongTensor, run: Run) -> Words:
 
 
 def in_the_library(w: WrongTensor) -> list[Words]:
-    """The problems of the library that take the arguments of the function f."""
+    """A hint to the problems of the library that take the same arguments as the function f."""
     if w.problem.faults:
         return []
     names = set(w.cases[0].inputs) | set(w.cases[0].constants)

@@ -1,7 +1,7 @@
-"""Every op as something that can be checked, at any sizes: OPS. A file has the ops of one kind; those of a variant of
-adapters are beside its faults, in problems/.
+"""OPS: every op that can be checked, at any sizes. A file here has the ops of one kind; the ops of an adapter variant
+are in problems/, with its faults.
 
-`OPS[name].draw(size, rng)` draws a case. It asks `size(low, high)` for each of its sizes in turn.
+`OPS[name].draw(size, rng)` draws a case. It calls `size(low, high)` for each of its sizes in turn.
 """
 
 from __future__ import annotations
@@ -21,13 +21,13 @@ OPS: dict[str, Op] = {
     for name, op in import_module(f".{file.name}", __name__).OPS.items()
 } | op_cases()
 
-# Sizes in the order in which they are asked for, for linear (B, T, in, out), the low-rank path's r after them: all of
-# them different, batch 1 and rank 1; every size the same, where a transposed gradient has the right shape; the least.
+# Sizes in the order in which draw() asks for them, B, T, in, out and r for the low-rank path: nearly all different; B
+# and r 1; every size the same, where a transposed gradient has the right shape; the smallest.
 SIZES = ((2, 1, 3, 4, 2), (1, 3, 2, 4), (3,), (1,))
 
 
 def sizes(*wanted: int) -> Size:
-    """The wanted sizes in turn, each moved into the range that is asked for."""
+    """A Size that returns the wanted sizes in turn, each clipped to [low, high]."""
     turn = itertools.cycle(wanted)
 
     def size(low: int = 1, high: int = 4) -> int:

@@ -16,7 +16,7 @@ from .tokens import pad
 def attention(
     causal: bool, side: str, R: int, block: int = 0, window: int | None = None, root: float | None = None
 ) -> Op:
-    """R query heads for each key/value head; in blocks, or whole. The outputs of padding are no part of y."""
+    """R query heads for each key/value head; in blocks of this length, or whole. y is 0 at padding."""
 
     def draw(size: Size, rng: Rng) -> Case:
         B, T, G, D = size(), size(6, 9) if block else size(3, 5), size(1, 2), size(1, 3)

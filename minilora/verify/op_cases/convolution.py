@@ -16,7 +16,7 @@ def draw_convolution(axes: int, low_rank: bool) -> Callable[[Size, Rng], Case]:
 
     def draw(size: Size, rng: Rng) -> Case:
         N, C, n_out = size(), size(), size()
-        along = []  # of each axis: its window, and a size of x that the first one reaches into
+        along = []  # of each axis: kernel, stride, padding, dilation, and a size of x that the first window reaches
         for _ in range(axes):
             k, t, p, d = size(1, 3), size(), size(0, 2), size(1, 3)
             p = min(p, d * (k - 1))

@@ -1,4 +1,4 @@
-"""What acts on each number by itself: activations, gates and dropout."""
+"""Elementwise ops: activations, gates and dropout."""
 
 from __future__ import annotations
 

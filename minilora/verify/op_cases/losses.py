@@ -1,4 +1,4 @@
-"""The losses: each a number."""
+"""The losses; each is a scalar."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def cross_entropy(count: int | None) -> Op:
 
 
 def kl(name: str, count: int | None) -> Op:
-    """`name` is that of its functions in ops."""
+    """The divergence whose functions in ops begin with `name`."""
 
     def draw(size: Size, rng: Rng) -> Case:
         B, T, V = size(), size(2, 4), size(2, 5)

@@ -1,4 +1,4 @@
-"""The low-rank path: of rows, of ids, of some tokens of a text, and with a B for each task."""
+"""The low-rank path: of rows, of ids, of some tokens of a sequence, and with a B for each task."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ def low_rank_embedding_backward(dy: Array, cache: Any, A: Array, B: Array, ids: 
 
 
 def draw_on_some_tokens(size: Size, rng: Rng) -> Case:
-    """A text that is on from one token on, the next here and there, and so on."""
+    """In every second sequence the path acts from some token on, in the others at random tokens."""
     case = draw_low_rank(size, rng)
     B, T = case.dy.shape[:2]
     on_from = np.arange(T) >= rng.integers(0, T)
@@ -57,7 +57,7 @@ def on_some_tokens_backward(
 
 
 def draw_tasks(size: Size, rng: Rng) -> Case:
-    """Each task has a row, but for one in the middle, which has none."""
+    """Three tasks, of n, 0 and n + 1 rows."""
     n, n_in, n_out, r = (size() for _ in range(4))
     bounds = np.array([0, n, n, 2 * n + 1])
     x, A, B = (rng.standard_normal(shape) for shape in ((2 * n + 1, n_in), (r, n_in), (3, n_out, r)))

@@ -1,4 +1,4 @@
-"""Positions: turned into queries and keys, or added to their scores."""
+"""Positions: as rotations of queries and keys, or as biases of their scores."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ def rope_tables(x: Array, D: int, theta: float = THETA) -> tuple[Array, Array]:
 
 
 def draw_relative_bias(size: Size, rng: Rng) -> Case:
-    """The bias of two heads at four distances, some of which pairs share, under a mask."""
+    """A bias of H heads for 6 buckets of distances, each shared by several pairs of positions, and a mask."""
     B, T, H, D, both_ways = size(), size(3, 5), size(1, 3), size(1, 3), bool(size() % 2)
     inputs = {name: rng.standard_normal((B, T, H * D)) for name in "qkv"} | {"W": rng.standard_normal((6, H))}
     buckets = ops.relative_buckets(T, T, 0, both_ways, 6, 4)

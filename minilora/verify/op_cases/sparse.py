@@ -1,4 +1,4 @@
-"""What reads sparse rows."""
+"""Ops that read sparse rows."""
 
 from __future__ import annotations
 
@@ -13,7 +13,8 @@ from ..op import Op, Rng, S, Size, drawn, on
 
 
 def draw_entries(size: Size, rng: Rng) -> tuple[np.ndarray, dict[str, Any]]:
-    """The values of sparse rows, and where they stand. Of several the first is empty, and the others share a column."""
+    """(values of sparse rows, {indptr, indices, width}). If there are several rows, the first is empty and the others
+    share column 0."""
     N, n_in = size(), size()
     present = rng.random((N, n_in)) < 0.6
     present[:, 0] = True

@@ -1,4 +1,4 @@
-"""The bank: one file per op, each with its textbook gradient and the mistakes that people make in it."""
+"""The library's problems: one file per op, with its textbook gradient and the mistakes that people make in it."""
 
 from __future__ import annotations
 
@@ -19,21 +19,21 @@ def files() -> list[ModuleType]:
 
 @functools.cache
 def problems() -> dict[str, Problem]:
-    """{name: problem} of the whole bank. A problem's own fault goes before a common one of the same name."""
+    """{name: problem} of the whole library. A problem's own fault replaces a common one of the same name."""
     found = [value for file in files() for value in vars(file).values() if isinstance(value, Problem)]
     return {p.name: replace(p, faults=common_faults(p) | p.faults) for p in found}
 
 
 def op_cases() -> dict[str, Op]:
-    """{name: op} of the files that hold an OPS: the functions of ops/ that their problems are about, to be checked."""
+    """{name: op} from the files that define OPS: the functions of ops/ that their problems are about."""
     return {name: op for file in files() for name, op in getattr(file, "OPS", {}).items()}
 
 
 def signatures(only: str = "") -> str:
-    """Each problem whose name or alias contains `only`, or is it, which comes first: print(signatures("lora")).
+    """The problems whose name or alias contains `only`, exact matches first: print(signatures("lora")).
 
-    What its gradient is called with, its forward as a formula, and in which other forms the gradient may come. Raises
-    ValueError when nothing is called so.
+    For each: the arguments of its gradient with their shapes, the formula of its forward, and the other forms in which
+    the gradient may come. Raises ValueError if there is none.
     """
     wanted = only.casefold()
     found = [

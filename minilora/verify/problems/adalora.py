@@ -21,7 +21,7 @@ def draw(rng, shape):
         "e": rng.standard_normal(r),
         "B": rng.standard_normal((width_out, r)),
     }
-    r0 = 2 * r + 1  # more than half of the triplets are cut
+    r0 = 2 * r + 1  # more than half of the triplets have been pruned
     constants = {"W": rng.standard_normal((width_out, width_in)), "alpha": float(alpha), "r0": r0}
     sizes = {"alpha": alpha, "r": r, "r0": r0, "batch": batch, "tokens": tokens, "in": width_in, "out": width_out}
     return Case(rng.standard_normal((batch, tokens, width_out)), inputs, constants, sizes)
@@ -79,7 +79,7 @@ adalora = Problem(
     },
     shapes=SHAPES,
     others=other_shapes,
-    formula="y = x Wᵀ + s ((x Aᵀ) ∘ e) Bᵀ, s = α/r₀; r₀ is the rank at the start, before anything was cut",
+    formula="y = x Wᵀ + s ((x Aᵀ) ∘ e) Bᵀ, s = α/r₀; r₀ is the initial rank, before anything was pruned",
     complete=complete,
     optional="also without W (y = s ((x Aᵀ) ∘ e) Bᵀ) or r0 (the rank of A), and with s for alpha/r0",
     rows=True,
@@ -87,8 +87,8 @@ adalora = Problem(
 )
 
 adalora.called_with("divided_by_the_rank_now", r0=lambda A: len(A))(
-    "the scale is α/r with the rank that the cuts have left, in {it}; it stays α/r₀ with that of the start",
-    "If a triplet that contributes nothing is cut, may the others then contribute more?",
+    "{it} has the scale α/r with the rank that is left after pruning; the scale stays α/r₀, with the initial rank",
+    "If a triplet that contributes nothing is pruned, may the others then contribute more?",
 )
 adalora.called_with("no_e_in_A", only="dA", e=1)(
     "dA lacks e: on its way from B to A each column of the gradient is multiplied by its singular value",
@@ -102,8 +102,8 @@ adalora.called_with("no_e_in_x", only="dx", e=1)(
     "At the start e is zero, and the adapter is switched off: is it switched off in your dx too?",
 )
 adalora.multiplied("e_in_its_own_gradient", de=lambda e: e)(
-    "de holds the factor e: it is summed with h ∘ e where it is with h, but y is linear in e",
-    "If e is zero, as at the start, is de zero, so that nothing ever learns?",
+    "de holds the factor e: it is summed with h ∘ e instead of h, but y is linear in e",
+    "If e is zero, as at the start, is de zero, so that nothing is ever trained?",
 )
 adalora.multiplied("as_if_e_were_zero", dA=0, dB=0)(
     "{it} is zero, which is so only as long as e is zero",
@@ -150,7 +150,7 @@ def is_symmetric(tensors, case):
 
 
 def of_norms(A, B):
-    """What multiplies dA, and dB, where a norm is missing."""
+    """(‖A Aᵀ - I‖, ‖Bᵀ B - I‖), by which dA and dB are too large where the norm is missing"""
     return tuple(map(size, errors(A, B)))
 
 
@@ -169,7 +169,7 @@ orthogonality = Problem(
 )
 
 orthogonality.multiplied("squared", dA=lambda A, B: 2 * of_norms(A, B)[0], dB=lambda A, B: 2 * of_norms(A, B)[1])(
-    "{it} is that of the squared norm: the penalty of the AdaLoRA paper; forward has PEFT's, which takes the root",
+    "{it} is the gradient of the squared norm, the AdaLoRA paper's penalty; forward has PEFT's, which takes the root",
     "Close to orthonormal rows, does the gradient of a norm become small, as that of its square does?",
 )
 orthogonality.multiplied("two_forgotten", dA=0.5, dB=0.5)(
@@ -192,7 +192,7 @@ orthogonality.computed(
     dA=lambda dR, A: 2 * dR * A @ (A.T @ A - np.eye(A.shape[1])) / size(A.T @ A - np.eye(A.shape[1])),
     dB=lambda dR, B: 2 * dR * (B @ B.T - np.eye(len(B))) @ B / size(B @ B.T - np.eye(len(B))),
 )(
-    "{it} is that of Aᵀ A or B Bᵀ, the long sides: the triplets are the rows of A and the columns of B",
+    "{it} is the gradient for Aᵀ A or B Bᵀ, the long sides: the triplets are the rows of A and the columns of B",
     "Of A (r, in), which can be orthonormal where r is small: the r rows, or the columns?",
 )
 

@@ -45,7 +45,7 @@ def draw_masked(rng, shape):
 
 
 def total(a):
-    """Over each row."""
+    """The sum over each row."""
     return a.sum(axis=-1, keepdims=True)
 
 
@@ -198,15 +198,15 @@ ALL = (causal_attention, masked_attention, grouped_query_attention)
 CAUSAL = (causal_attention, grouped_query_attention)
 
 
-def for_each(way):
-    """One of Problem's ways to add a fault, for several problems: of=CAUSAL, ALL without it."""
+def for_each(method):
+    """This method of Problem, which adds a fault, for several problems at once: those of `of`, by default ALL."""
 
-    def add(*what, **how):
-        def tell(says, asks, of=ALL):
+    def add(*arguments, **options):
+        def sentences(says, asks, of=ALL):
             for problem in of:
-                getattr(problem, way)(*what, **how)(says, asks)
+                getattr(problem, method)(*arguments, **options)(says, asks)
 
-        return tell
+        return sentences
 
     return add
 
@@ -215,7 +215,7 @@ add, computed, multiplied, called_with = map(for_each, ("add", "computed", "mult
 
 
 def with_dS(name, dS):
-    """dS is another function of P and dP."""
+    """Add a fault in which dS is another function of P and dP."""
 
     def wrong(dy, q, k, v, mask):
         return from_scores(dS(weights(q, k, mask), pairs(dy, v)), q, k)
@@ -224,7 +224,7 @@ def with_dS(name, dS):
 
 
 def with_P(name, P):
-    """P is another function of q, k and the mask."""
+    """Add a fault in which P is another function of q, k and the mask."""
     return add(name, lambda dy, q, k, v, mask: from_weights(P(q, k, mask), dy, q, k, v))
 
 
@@ -318,7 +318,7 @@ called_with("mask_transposed", mask=lambda mask: transpose(mask))(
     of=CAUSAL,
 )
 masked_attention.called_with("causal_by_habit", mask=lambda mask: mask + forbid(np.tri(mask.shape[-1])))(
-    "P is recomputed with a causal mask beside the padding, which forward does not have: {it} is wrong",
+    "P is recomputed with a causal mask in addition to the padding, which forward does not have: {it} is wrong",
     "May a token of this forward look at a later one?",
 )
 masked_attention.called_with("padding_of_the_first_sample", mask=lambda mask: mask[:1])(
@@ -353,12 +353,12 @@ computed(
     "Value j went into the outputs of which queries, and where in P are those weights?",
 )
 computed("dq_from_queries", dq=lambda dy, q, k, v, mask: from_scores(scores_gradient(dy, q, k, v, mask), q, q)["dq"])(
-    "dq is computed from the queries, not from the keys", "What does q meet in the product that makes the scores?"
+    "dq is computed from the queries, not from the keys", "By what is q multiplied to make the scores?"
 )
 computed(
     "dk_from_keys",
     dk=lambda dy, q, k, v, mask: from_scores(scores_gradient(dy, q, k, v, mask), share(k, q.shape[2]), k)["dk"],
-)("dk is computed from the keys, not from the queries", "What does k meet in the product that makes the scores?")
+)("dk is computed from the keys, not from the queries", "By what is k multiplied to make the scores?")
 computed(
     "dv_from_dS", dv=lambda dy, q, k, v, mask: to_keys(scores_gradient(dy, q, k, v, mask), dy, k.shape[2]).sum(axis=3)
 )("dv is computed from dS, not from P", "The values enter after the softmax: does their gradient pass through it?")
@@ -368,7 +368,7 @@ computed(
 
 
 def other_layout(a):
-    """What stands in memory as (batch, tokens, heads, D), read as though it were (batch, heads, tokens, D)."""
+    """An array (batch, tokens, heads, D), its memory read as though it were (batch, heads, tokens, D)."""
     return a.reshape(len(a), a.shape[2], a.shape[1], -1).swapaxes(1, 2)
 
 
@@ -408,7 +408,7 @@ def by_query_head(dy, q, k, v, mask):
 
 
 def with_heads(name, reduce):
-    """dk and dv are another function of what they are before that sum."""
+    """Add a fault in which dk and dv are another function of what they are before that sum."""
 
     def wrong(dy, q, k, v, mask):
         return {name: reduce(d) for name, d in by_query_head(dy, q, k, v, mask).items()}
@@ -417,13 +417,13 @@ def with_heads(name, reduce):
 
 
 def first_head(a):
-    """The first key/value head in the place of each."""
+    """The first key/value head, repeated in place of the others."""
     return share(a[:, :, :1], a.shape[2])
 
 
 with_heads("last_head_of_the_group", lambda d: d[:, :, :, -1])(
     "{it} holds the last query head of each group alone: the others were overwritten, not added",
-    "What does your loop over the query heads do with what the head before has left?",
+    "Does your loop over the query heads add to the result of the head before, or overwrite it?",
 )
 with_heads("first_head_of_the_group", lambda d: d[:, :, :, 0])(
     "{it} holds the first query head of each group alone",

@@ -1,4 +1,4 @@
-"""BitFit: the layers of a block whose biases alone learn. The maths is in ops/linear.py.
+"""BitFit: the layers of a block of which only the biases are trained. The maths is in ops/linear.py.
 
 linear          y = x Wᵀ + b                    dx = dy W                       db = Σ dy
 layer norm      y = g ∘ x̂ + b                   x̂ = (x - μ) / σ                 db = Σ dy
@@ -50,8 +50,8 @@ bitfit.computed("summed_over_one_axis", db=lambda dy: dy.sum(axis=1)[0])(
     "db sums the tokens of the first sample alone", "Over which of the axes of dy is b broadcast in forward?"
 )
 bitfit.computed("stopped_at_W", dx=lambda dy, W: dy @ W * 0)(
-    "dx is zero, as though nothing passed through a frozen W: the layers below have biases that learn too",
-    "W does not learn: does that stop the gradient, or only its own?",
+    "dx is zero, as though nothing passed through a frozen W: the layers below have biases to train too",
+    "W is frozen: does that stop the gradient that passes through it, or only its own?",
 )
 bitfit.computed("started_from_b", db=lambda dy, b: b + total(dy))(
     "db still holds b itself: the sum starts from the bias, not from zero",
@@ -100,7 +100,7 @@ bitfit_norm = Problem(
 )
 
 bitfit_norm.computed("gain_in_b", db=lambda dy, g: total(g * dy))(
-    "db holds the gain g: b is added behind g", "If g is zero, does b still move y?"
+    "db holds the gain g: b is added after g", "If g is zero, does b still move y?"
 )
 bitfit_norm.computed("gradient_of_the_gain", db=lambda dy, x, eps: total(dy * normed(x, eps)[0]))(
     "db is the gradient of the gain, Σ dy ∘ x̂: the gain is frozen here", "What does y hold that b multiplies?"
@@ -109,6 +109,6 @@ bitfit_norm.called_with("no_gain_in_x", only="dx", g=1)(
     "dx lacks the gain g, which is frozen and not 1", "Does a frozen gain leave dy as it is on its way to x?"
 )
 bitfit_norm.computed("through_the_shift", db=lambda dy: total(dy - dy.mean(axis=-1, keepdims=True)))(
-    "db has the mean of dy taken out, as dx has: the norm takes the mean of x away, not that of b",
-    "Is b added before or after the mean is taken away?",
+    "db has the mean of dy subtracted, as dx has: the norm subtracts the mean of x, not that of b",
+    "Is b added before or after the mean is subtracted?",
 )

@@ -1,7 +1,7 @@
 """Convolution of signals, alone and with LoRA. The maths is in ops/convolution.py and ops/lora_convolution.py.
 
-One axis is enough: an image has the same indices twice. X (batch, in, L, K) holds the K numbers that each of the L
-outputs sees of x̄, which is x between p zeros on either side; dx̄ is the gradient of x̄.
+One axis is enough: an image has the same indices twice. x̄ is x with p zeros on either side, and dx̄ its gradient. X
+(batch, in, L, K) holds the windows: the K entries of x̄ that each of the L outputs sees.
 """
 
 import numpy as np
@@ -21,7 +21,7 @@ SHAPES = [
 
 
 def places(outputs, kernel, stride):
-    """(L, K): where in x̄ output l sees what position k of the kernel weighs."""
+    """(L, K): the index in x̄ of entry k of the window of output l."""
     return stride * np.arange(outputs)[:, None] + np.arange(kernel)
 
 
@@ -33,7 +33,7 @@ def windows(x, kernel, stride, padding):
 
 
 def sum_over_windows(dX, width, stride):
-    """dx̄: each number of x̄ gets the sum over the windows that it is in."""
+    """dx̄: each entry of x̄ gets the sum over the windows that it is in."""
     dpadded = np.zeros((*dX.shape[:2], width))
     np.add.at(dpadded, (..., places(*dX.shape[2:], stride)), dX)
     return dpadded
@@ -66,7 +66,7 @@ def backward(dy, x, W, b, stride, padding):
 
 
 def unreached(tensors, case):
-    """dx there, against all of dx."""
+    """The size of dx after the last window, relative to all of dx."""
     dx, W = tensors["dx"], (case.inputs | case.constants)["W"]
     stride, padding = case.constants["stride"], case.constants["padding"]
     end = stride * (case.dy.shape[-1] - 1) + W.shape[-1] - padding
@@ -85,7 +85,7 @@ def along_W(tensors, case):
     return relative_error((W * tensors["dW"]).sum(axis=(1, 2)), (case.dy * y).sum(axis=(0, 2)))
 
 
-UNREACHED = {"behind the last window dx is 0, because no output sees these numbers": unreached}
+UNREACHED = {"after the last window dx is 0, because no output sees these entries": unreached}
 
 convolution = Problem(
     "convolution",
@@ -107,7 +107,7 @@ convolution = Problem(
 
 
 def with_padded_gradient(name, padded):
-    """dx is cut from another dx̄, a function of dX, its width and the stride."""
+    """Add a fault in which dx is cut from another dx̄, a function of dX, its width and the stride."""
 
     def wrong(dy, x, W, stride, padding):
         dX, length = np.einsum("nol,ock->nclk", dy, W), x.shape[-1]
@@ -117,7 +117,7 @@ def with_padded_gradient(name, padded):
 
 
 def with_cut(name, cut):
-    """dx is another part of dx̄, a function of dx̄, the length of x, the kernel and the padding."""
+    """Add a fault in which dx is another part of dx̄: cut(dx̄, length of x, kernel, padding)."""
 
     def wrong(dy, x, W, stride, padding):
         dX, length = np.einsum("nol,ock->nclk", dy, W), x.shape[-1]
@@ -138,12 +138,12 @@ def mean_over_windows(dX, width, stride):
 
 
 def repeated(dX, width, stride):
-    """dx̄ if every dy stood `stride` times in a row."""
+    """dx̄ as it is if every dy is repeated `stride` times."""
     return sum(np.roll(sum_over_windows(dX, width + stride, stride), i, axis=-1) for i in range(stride))[..., :width]
 
 
 def between(dpadded, start, length):
-    """Numbers of dx̄ from `start` on, and zeros where it has ended."""
+    """`length` entries of dx̄ from `start` on, with zeros after its end."""
     return np.pad(dpadded[..., start:], ((0, 0), (0, 0), (0, length)))[..., :length]
 
 
@@ -155,22 +155,22 @@ def last_along(dy, axis):
 
 with_padded_gradient("overlaps_overwritten", last_window)(
     "dx holds the last window alone where several overlap: the others were overwritten, not added",
-    "One x lies in several windows: what does your loop do with what the window before has left?",
+    "One x lies in several windows: does your loop add to the result of the window before, or overwrite it?",
 )
 with_padded_gradient("overlaps_averaged", mean_over_windows)(
     "dx is a mean over the windows where several overlap, but must be a sum",
     "One x feeds several outputs: how do the effects of several paths on the loss combine?",
 )
 with_padded_gradient("kernel_reversed_in_x", lambda dX, width, stride: sum_over_windows(dX[..., ::-1], width, stride))(
-    "dx spreads each dy with the kernel the wrong way round",
-    "Which number of W weighed the first x of a window in forward, and which one carries the gradient back to that x?",
+    "dx spreads each dy with the kernel reversed",
+    "Which entry of W multiplied the first x of a window in forward, and which carries the gradient back to that x?",
 )
 with_padded_gradient("stride_forgotten_in_x", lambda dX, width, stride: sum_over_windows(dX, width, 1))(
     "dx shifts the window by one x from output to output, and not by the stride",
     "Where does the window of output l begin, and is there a zero between two neighbours of dy where forward jumped?",
 )
 with_padded_gradient("dy_repeated", repeated)(
-    "dx repeats each dy as often as the stride is long, but between them must be zeros",
+    "dx repeats each dy `stride` times, but there must be zeros between them",
     "How many windows did forward look at: one for each output, or one for each x?",
 )
 with_cut("padding_cut_off_the_end", lambda dpadded, length, kernel, padding: dpadded[..., :length])(
@@ -183,7 +183,7 @@ with_cut("padding_cut_off_the_front", lambda dpadded, length, kernel, padding: d
 )
 with_cut("padding_not_cut_off", lambda dpadded, length, kernel, padding: dpadded)(
     "dx is the gradient of the padded x: the padding is not cut off",
-    "Which numbers of the padded x are no numbers of x?",
+    "Which entries of the padded x do not belong to x?",
 )
 with_cut("padding_of_forward", lambda dpadded, length, kernel, padding: between(dpadded, kernel - 1 - padding, length))(
     "dx pads dy by the padding of forward, but needs kernel - 1 - padding zeros on either side",
@@ -203,7 +203,7 @@ def total(a):
 
 
 def mistakes_in_the_sum(problem, *tensors):
-    """These gradients are sums over samples and positions: each of them a mean, or its last part alone."""
+    """Add faults to gradients that are sums over samples and positions: a mean instead, or the last part alone."""
 
     def divided(name, number):
         return problem.multiplied(name, **dict.fromkeys(tensors, lambda dy: 1 / number(dy)))
@@ -213,7 +213,7 @@ def mistakes_in_the_sum(problem, *tensors):
 
     divided("averaged_over_rows", lambda dy: dy[:, 0].size)(
         "{it} is a mean over samples and positions, but must be a sum",
-        "One kernel weighs every window of every sample: do their contributions add up or average?",
+        "One kernel multiplies every window of every sample: do their contributions add up or average?",
     )
     divided("averaged_over_samples", len)(
         "{it} is a mean over the samples, but must be a sum",
@@ -225,16 +225,16 @@ def mistakes_in_the_sum(problem, *tensors):
     )
     last("last_sample_only", 0)(
         "{it} holds the last sample alone: the others were overwritten, not added",
-        "What does your loop over the samples do with what the sample before has left?",
+        "Does your loop over the samples add to the result of the sample before, or overwrite it?",
     )
     last("last_position_only", 2)(
         "{it} holds the last position alone: the others were overwritten, not added",
-        "What does your loop over the positions do with what the position before has left?",
+        "Does your loop over the positions add to the result of the position before, or overwrite it?",
     )
 
 
 def with_windows(name, other):
-    """dW takes other windows, a function of x, the kernel, the stride and the padding."""
+    """Add a fault in which dW takes other windows, a function of x, the kernel, the stride and the padding."""
 
     def wrong(dy, x, W, stride, padding):
         return np.einsum("nol,nclk->ock", dy, other(x, W.shape[-1], stride, padding)[:, :, : dy.shape[2]])
@@ -243,13 +243,13 @@ def with_windows(name, other):
 
 
 def behind(x, padding):
-    """x and then all of the zeros."""
+    """x with all of the padding at its end."""
     return np.pad(x, ((0, 0), (0, 0), (0, 2 * padding)))
 
 
 with_windows("stride_forgotten_in_W", lambda x, kernel, stride, padding: windows(x, kernel, 1, padding))(
     "{it} shifts the window by one x from output to output, and not by the stride",
-    "Which x has output l seen, and which x does its dy meet in your sum?",
+    "Which x has output l seen, and by which x is its dy multiplied in your sum?",
 )
 with_windows(
     "padding_forgotten_in_W", lambda x, kernel, stride, padding: windows(behind(x, padding), kernel, stride, 0)
@@ -258,8 +258,8 @@ with_windows(
     "What did the first window of forward see: x alone, or also zeros in front of it?",
 )
 with_windows("kernel_reversed_in_W", lambda *arguments: windows(*arguments)[..., ::-1])(
-    "{it} has its kernels the wrong way round",
-    "Which number of a window does W_k meet in forward: number k, or number k from the end?",
+    "{it} has its kernels reversed",
+    "Which entry of a window does W_k multiply in forward: entry k, or entry k from the end?",
 )
 convolution.computed(
     "product_of_sums",
@@ -277,7 +277,7 @@ convolution.multiplied("bias_taken_as_constant", db=0)(
 
 
 def without_padding(dy, length, kernel, stride, padding):
-    """dy, with zeros where the window reaches into the padding."""
+    """dy with zeros for the windows that reach into the padding."""
     starts = stride * np.arange(dy.shape[2]) - padding
     return dy * ((starts >= 0) & (starts + kernel <= length))
 
@@ -293,7 +293,7 @@ convolution.called_with(
 
 
 @convolution.fault(
-    "{it} takes the numbers at the other end of x for the padding: an index below 0 counts from the end",
+    "{it} takes entries from the other end of x for the padding: an index below 0 counts from the end",
     "What is x[-1] in NumPy, and what did forward put in front of x?",
 )
 def padding_from_the_other_end(dy, x, W, b, stride, padding):
@@ -317,7 +317,7 @@ def draw_low_rank(rng, shape):
 
 
 def other_shapes(rng, shapes):
-    """Other α too. None is whole then, so that none is r."""
+    """As other_rows, and other α: none is an integer, so that none equals r."""
     return [(*shape[:-1], shape[-1] + 0.5) for shape in other_rows(rng, shapes)]
 
 
@@ -386,13 +386,13 @@ low_rank_convolution = Problem(
         (*shape, r, alpha) for shape, r, alpha in zip(SHAPES, (3, 2, 4, 5, 7, 6), (7, 16, 14, 3, 11, 4), strict=True)
     ],
     others=other_shapes,
-    formula="y = W ⋆ x + s B (A ⋆ x), s = α/r; ⋆ convolves with the stride and the padding, B weighs each position",
+    formula="y = W ⋆ x + s B (A ⋆ x), s = α/r; ⋆ convolves with the stride and the padding, B acts on each position",
     aliases=("lora_convolution", "lora_conv", "lora_conv1d"),
 )
 
 
 def of_the_update(wrong):
-    """A mistake of the convolution, made with the kernels W + ΔW: dA is s Bᵀ dW."""
+    """A fault of the convolution, with the kernels W + ΔW; dA is s Bᵀ dW."""
 
     def wrong_here(dy, x, A, B, W, stride, padding, alpha, r):
         found = wrong(dy, x, merged(A, B, W, alpha, r), 0, stride, padding)
@@ -427,7 +427,7 @@ low_rank_convolution.multiplied("as_if_B_were_zero", dA=0)(
 
 
 def with_low_rank_path(name, fault):
-    """The low-rank path of dx has a mistake of the convolution, and the base path has none."""
+    """Add a fault in which only the low-rank path of dx has this fault of the convolution."""
     path = convolution.faults[fault].wrong
 
     def wrong(dy, x, A, B, W, stride, padding, alpha, r):
@@ -446,8 +446,8 @@ with_low_rank_path("padding_forgotten_in_low_rank_path", "padding_cut_off_the_en
     "Does the first window of A begin at the first x, or where that of W begins?",
 )
 with_low_rank_path("kernel_reversed_in_low_rank_path", "kernel_reversed_in_x")(
-    "the low-rank path of dx has the kernels of A the wrong way round",
-    "Which number of A weighed the first x of a window, and which one carries the gradient back to that x?",
+    "the low-rank path of dx has the kernels of A reversed",
+    "Which entry of A multiplied the first x of a window, and which one carries the gradient back to that x?",
 )
 
 

@@ -3,9 +3,9 @@
     q_l = x_l Wq_lᵀ     k_l = m Wk_lᵀ     v_l = m Wv_lᵀ     P_l = softmax(q_l k_lᵀ/√D + mask)     l = 0, 1
     x_0 = x     x_1 = x_0 + P_0 v_0     y = x_1 + P_1 v_1
 
-x of the decoder and the memory m, the encoder's output (batch, tokens, D), are of one length here, so that the one can
-be mistaken for the other. Wq, Wk and Wv (2, D, D) have a matrix for each block, of one head. The mask (batch, 1, keys)
-hides the padding of the source.
+The decoder's x and the memory m, the encoder's output (batch, tokens, D), have one length here, so that one can be
+mistaken for the other. Wq, Wk and Wv (2, D, D) hold a matrix for each block; attention has one head. The mask (batch,
+1, keys) hides the padding of the source.
 """
 
 import numpy as np
@@ -111,7 +111,7 @@ cross_attention = Problem(
     },
     asks={
         "no_path_of_the_keys": "If the memory changes, do only the values change, or the weights P too?",
-        "no_path_of_the_values": "What of the memory does the decoder add to its stream?",
+        "no_path_of_the_values": "What does the decoder take from the memory and add to its stream?",
     },
     shapes=SHAPES,
     formula="x_1 = x + P_0 v_0, y = x_1 + P_1 v_1, P = softmax(q kᵀ/√D + mask), q = x_l Wqᵀ, k = m Wkᵀ, v = m Wvᵀ",
@@ -153,10 +153,10 @@ cross_attention.computed("keys_to_the_decoder", dx=keys_in_dx)(
 )
 cross_attention.called_with("streams_exchanged", x=lambda m: m, m=lambda x: x)(
     "the streams are exchanged when {it} is computed: queries are made of the memory, keys and values of the decoder",
-    "Who asks, the decoder or the encoder, and who is asked?",
+    "Which stream makes the queries in forward, and which makes the keys and values?",
 )
 cross_attention.called_with("causal_by_habit", mask=lambda mask: mask + forbid(np.tri(mask.shape[-1])))(
-    "P is recomputed with a causal mask beside the padding, which forward does not have: {it} is blind to later tokens",
+    "P is recomputed with a causal mask too, which forward does not have: {it} is blind to later tokens",
     "Is the end of the source still to come when the decoder writes its first word?",
 )
 cross_attention.called_with("mask_forgotten", mask=0)(

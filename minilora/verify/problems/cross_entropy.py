@@ -1,7 +1,7 @@
 """Cross-entropy of softmax(logits). The maths is in ops/cross_entropy.py.
 
-`count` divides the loss, as where a batch is a part of a larger one: it is neither the number of positions here
-nor that of the labelled ones.
+`count` divides the loss, as for a batch that is a part of a larger one: it is neither the number of positions here nor
+the number of those with a label.
 """
 
 import numpy as np
@@ -35,7 +35,7 @@ def softmax(z, axis=-1):
 
 
 def onehot(targets, V):
-    """A row of zeros where ignored."""
+    """(..., V), with a row of zeros where the target is ignored"""
     return 1.0 * (targets[..., None] == np.arange(V))
 
 
@@ -123,7 +123,7 @@ fault = cross_entropy.fault
 
 
 def with_softmax(name, P):
-    """The softmax term is another function of the logits."""
+    """Add a fault in which the softmax term is another function of the logits."""
 
     def wrong(dL, logits, targets, count):
         return {"dlogits": dL / count * (labelled(targets) * P(logits) - onehot(targets, logits.shape[-1]))}

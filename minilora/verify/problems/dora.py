@@ -1,4 +1,4 @@
-"""DoRA with W frozen, s = α/r, V = W + s B A, and g = m/‖V‖ of each row: a length for each output.
+"""DoRA with W frozen, s = α/r, V = W + s B A, and g = m/‖V‖ of each row: one value for each output.
 
     y = (x - x̃) Wᵀ + g ∘ (x̃ Vᵀ)        x̃ = x ∘ keep: what dropout leaves out of x still passes through W, as in PEFT
 
@@ -57,7 +57,7 @@ def through(dV, A, B, s):
 
 
 def parts_of_dV(dy, x, m, A, B, W, keep, alpha, r):
-    """Past the norm, and through it"""
+    """The two terms of dV: past the norm, and through it."""
     V, n = merged(A, B, W, alpha, r)
     g, unit, G = m[:, None] / n, V / n, outer_total(dy, x * keep)
     return g * G, -g * unit * total(G * unit)
@@ -135,7 +135,7 @@ dora = Problem(
     },
     says={
         "no_path_through_the_norm": "{it} holds the norm ‖V‖ constant, as PEFT and section 4.3 of the DoRA paper do: "
-        "a convention, and no mistake of algebra, but not the gradient",
+        "a convention, not a mistake of algebra, but not the gradient",
         "no_path_of_what_was_dropped": "dx lacks what was dropped: it is zero there, but W still sees all of x",
         "no_base_path": "dx lacks the base path, through the frozen W",
         "no_low_rank_path": "dx passes through W alone, not through V = W + s B A",
@@ -180,7 +180,7 @@ def norm_of_columns(dy, x, m, A, B, W, keep, alpha, r, p):
 
 
 def with_norm(n, dy, x, m, A, B, W, keep, alpha, r):
-    """dx and dm with n in the place of ‖V‖"""
+    """dx and dm with n instead of ‖V‖"""
     V, _ = merged(A, B, W, alpha, r)
     dx = dy @ W * (1 - keep) + dy * (m / n[:, 0]) @ V * keep
     return {"dx": dx, "dm": (outer_total(dy, x * keep) * V / n).sum(axis=1)}
@@ -205,7 +205,7 @@ def norm_without_scale(dy, x, m, A, B, W, keep, alpha, r, p):
 
 
 @fault(
-    "the path through the norm of {it} has V where V/‖V‖ must stand",
+    "the path through the norm of {it} has V instead of V/‖V‖",
     "The derivative of ‖V‖ is a vector: of which length?",
 )
 def V_of_its_own_length(dy, x, m, A, B, W, keep, alpha, r, p):
@@ -215,8 +215,8 @@ def V_of_its_own_length(dy, x, m, A, B, W, keep, alpha, r, p):
 
 
 @fault(
-    "{it} takes the x that dropout left on the low-rank path alone: m/‖V‖ multiplies what W makes of that x too",
-    "Of which x is the product with W that m/‖V‖ multiplies?",
+    "{it} applies dropout on the low-rank path alone, but m/‖V‖ multiplies the product of W with the dropped-out x too",
+    "m/‖V‖ multiplies a product with W: is it that of x, or of the x that dropout left?",
 )
 def mask_on_one_path(dy, x, m, A, B, W, keep, alpha, r, p):
     V, n = merged(A, B, W, alpha, r)
@@ -244,7 +244,7 @@ dora.called_with("magnitude_forgotten", only="dx dA dB", m=lambda m: np.ones_lik
     "If m is doubled, what V makes of x doubles: what do these gradients do?",
 )
 dora.multiplied("magnitude_in_its_own_gradient", dm=lambda m: m)(
-    "dm holds the factor m: y is linear in m, and its derivative does not", "If m is zero, is dm zero?"
+    "dm holds the factor m: y is linear in m, so its derivative does not contain m", "If m is zero, is dm zero?"
 )
 dora.multiplied("magnitude_frozen", dm=0)(
     "dm is zero: the magnitude is never trained", "Which three tensors does DoRA train?"

@@ -50,7 +50,7 @@ dropout = Problem(
     },
     asks={
         "no_rescaling": "What else does forward do to the entries that survive, so that the mean of y is x?",
-        "rescaling_twice": "How often does x meet the mask on its way to y?",
+        "rescaling_twice": "How often is x multiplied by the mask on its way to y?",
     },
     shapes=SHAPES,
     formula="y = x ∘ keep; keep is 0 where x is dropped, else 1/(1-p)",
@@ -68,7 +68,7 @@ dropout.called_with("rescaled_not_masked", keep=lambda p: 1 / (1 - p))(
     "Forward does two things to x: which of them is missing on the way back?",
 )
 dropout.called_with("mask_inverted", keep=lambda keep, p: 1 / (1 - p) - keep)(
-    "dx uses the mask the wrong way round: the gradient passes where x was dropped",
+    "dx uses the mask inverted: the gradient passes where x was dropped",
     "Does a 0 in the mask mean kept or dropped?",
 )
 dropout.multiplied("divided_by_p", dx=lambda p: (1 - p) / p)(

@@ -4,7 +4,7 @@ Tied, one table W does both, and its gradient is the sum over both paths:
 
     x = W[ids]      h = tanh(x H)      z = h Wᵀ               W (V, C)   H (C, C)   x, h (..., C)   z (..., V)
 
-    dh = dz W       da = dh ∘ (1 - h²)                        a = x H, what tanh is taken of
+    dh = dz W       da = dh ∘ (1 - h²)                        a = x H, the input of tanh
     dx = da Hᵀ      dH = Σ_n x_nᵀ da_n
     dW = Σ_n dz_nᵀ h_n + Σ_n onehot(id_n)ᵀ dx_n               the output path, then the input path
 """
@@ -89,7 +89,7 @@ fault = embedding.fault
 
 embedding.computed("last_of_repeats", dW=lambda dy, W, ids: last_rows(ids, dy, len(W)))(
     "dW holds only the last place of a repeated id: its other places were overwritten, not added",
-    "What happens in NumPy when the same index stands several times in an indexed assignment or in-place addition?",
+    "What happens in NumPy when the same index occurs several times in an indexed assignment or in-place addition?",
 )
 embedding.computed("first_of_repeats", dW=lambda dy, W, ids: last_rows(ids[::-1, ::-1], dy[::-1, ::-1], len(W)))(
     "dW holds only the first place of a repeated id: the later ones are left out",
@@ -100,7 +100,7 @@ embedding.computed(
     dW=lambda dy, W, ids: sum(last_rows(i, d, len(W)) for i, d in zip(ids, dy, strict=True)),
 )(
     "dW adds a repeated id over the samples, but within one sample counts it once",
-    "Your loop adds sample after sample: what if an id stands twice in one sample?",
+    "Your loop adds sample after sample: what if an id occurs twice in one sample?",
 )
 embedding.multiplied("averaged_over_repeats", dW=lambda W, ids: 1 / np.maximum(counts(ids, len(W)), 1))(
     "each row of dW is a mean over the places of its id, but must be a sum",
@@ -213,7 +213,7 @@ def output_path_overwritten(dz, W, H, ids):
 
 
 def with_input_path(name, path):
-    """The input path of dW is another function of ids, da, dz, W and H."""
+    """Add a fault in which the input path of dW is another function of ids, da, dz, W and H."""
 
     def wrong(dz, W, H, ids):
         _, h, da = tied_steps(dz, W, H, ids)
@@ -224,7 +224,7 @@ def with_input_path(name, path):
 
 with_input_path("repeats_lost", lambda ids, da, dz, W, H: last_rows(ids, da @ H.T, len(W)))(
     "the input path of dW holds only the last place of a repeated id: its other places are lost",
-    "What happens in NumPy when the same index stands several times in an indexed in-place addition?",
+    "What happens in NumPy when the same index occurs several times in an indexed in-place addition?",
 )
 with_input_path("input_ids_shifted", lambda ids, da, dz, W, H: add_rows(ids - 1, da @ H.T, len(W)))(
     "the input path of dW is shifted by one row: ids are counted from 1, not from 0",
@@ -244,14 +244,17 @@ with_input_path("layer_skipped", lambda ids, da, dz, W, H: add_rows(ids, dz @ W,
 )
 
 
-@fault("the output path of dW multiplies dz by x, but W meets h in the logits", "What does Wᵀ multiply in the forward?")
+@fault(
+    "the output path of dW multiplies dz by x, but in the logits W is multiplied by h",
+    "What does Wᵀ multiply in the forward?",
+)
 def output_path_from_x(dz, W, H, ids):
     _, input_path = paths(dz, W, H, ids)
     return {"dW": outer_total(dz, W[ids]) + input_path}
 
 
 def with_slope(name, slope):
-    """The derivative of tanh is another function of a and h."""
+    """Add a fault in which the derivative of tanh is another function of a and h."""
 
     def wrong(dz, W, H, ids):
         x = W[ids]
@@ -271,7 +274,7 @@ with_slope("tanh_not_squared", lambda a, h: 1 - h)(
     "tanh is odd, so its slope is the same on both sides of 0: is yours?",
 )
 with_slope("slope_of_sigmoid", lambda a, h: h * (1 - h))(
-    "{it} takes h(1 - h) for the derivative of tanh: that is the one of the sigmoid",
+    "{it} takes h(1 - h) for the derivative of tanh: that is the sigmoid's",
     "What is the slope of tanh at 0, and what is yours?",
 )
 with_slope("slope_before_tanh", lambda a, h: 1 - a * a)(

@@ -56,7 +56,7 @@ gelu = Problem(
     draw,
     terms,
     says={
-        "no_tanh_term": "dx lacks the tanh term: x is differentiated, and what it is multiplied by is not",
+        "no_tanh_term": "dx lacks the tanh term: x is differentiated, but not what it is multiplied by",
         "tanh_term_with_wrong_sign": "the tanh term of dx is subtracted, but must be added",
         "counted_twice": "dx lacks the factor 1/2: it is twice as large",
         "tanh_term_twice": "the tanh term of dx lacks the factor 1/2, which the direct term has",
@@ -89,7 +89,7 @@ def sigmoid_slope(x):
 
 
 def with_slope(name, slope):
-    """dy/dx is another function of x, tanh u and u'."""
+    """Add a fault in which dy/dx is another function of x, tanh u and u'."""
     return gelu.computed(name, dx=lambda dy, x: dy * slope(x, *inner(x)))
 
 
@@ -130,7 +130,7 @@ with_slope("tanh_not_differentiated", lambda x, tanh, du: (1 + tanh + x * du) / 
 )
 with_slope("x_forgotten", lambda x, tanh, du: slope(1, tanh, du))(
     "the tanh term of dx lacks the factor x",
-    "In the product rule, what stays undifferentiated beside the derivative of the tanh?",
+    "In the product rule, which factor stays as it is when the tanh is differentiated?",
 )
 with_slope("output_for_input", lambda x, tanh, du: (1 + tanh) / 2 + forward(x) * (1 - tanh * tanh) * du / 2)(
     "the tanh term of dx is multiplied by the output y, but must be multiplied by x",
@@ -141,7 +141,7 @@ with_slope("cube_missing_in_u", lambda x, tanh, du: slope(x, np.tanh(K * x), du)
     "Is the tanh u in the backward the same number as the tanh u in the forward?",
 )
 with_slope("tanh_of_x", lambda x, tanh, du: slope(x, np.tanh(x), du))(
-    "dx takes the tanh of x, not that of u", "What did forward take the tanh of?"
+    "dx takes the tanh of x, not of u", "What did forward take the tanh of?"
 )
 gelu.computed("erf_form", dx=lambda dy, x: dy * erf_slope(x))(
     "dx is the gradient of the exact GELU, x Φ(x) with the error function: forward has the tanh form",

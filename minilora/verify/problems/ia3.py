@@ -65,11 +65,11 @@ ia3.called_with("no_l_in_x", only="dx", l=1)(
     "dx lacks l: dy passes l on its way to W", "Where l is zero, does x change y?"
 )
 ia3.multiplied("after_l", dl=lambda l: l)(
-    "dl is summed with y, which holds l already, where it is with x Wᵀ + b",
+    "dl is summed with y, which holds l already, instead of x Wᵀ + b",
     "Did you keep the output before or after l?",
 )
 ia3.computed("of_the_in_side", dl=lambda dy, x, W: total(dy @ W * x))(
-    "dl is that of the in side, Σ (dy W) ∘ x, a number for each input: here l rescales the outputs",
+    "dl is the gradient of the in side, Σ (dy W) ∘ x, one entry for each input: here l rescales the outputs",
     "How many entries has l: as many as x has features, or y?",
 )
 
@@ -111,10 +111,10 @@ ia3_feed_forward.called_with("no_l_in_dx", only="dx", l=1)(
     "dx lacks l: it is the gradient dy W of l ∘ x, not of x", "What does W see in forward: x, or l ∘ x?"
 )
 ia3_feed_forward.multiplied("input_after_l", dl=lambda l: l)(
-    "dl is summed with l ∘ x, which holds l already, where it is with x", "Did you keep the input before or after l?"
+    "dl is summed with l ∘ x, which holds l already, instead of x", "Did you keep the input before or after l?"
 )
 ia3_feed_forward.computed("of_the_out_side", dl=lambda dy, x, W, b: total(dy * (x @ W.T + b)))(
-    "dl is that of the out side, Σ dy ∘ (x Wᵀ + b), a number for each output: here l rescales the inputs",
+    "dl is the gradient of the out side, Σ dy ∘ (x Wᵀ + b), one entry for each output: here l rescales the inputs",
     "How many entries has l: as many as x has features, or y?",
 )
 ia3_feed_forward.multiplied("l_twice", dx=lambda l: l)(

@@ -115,7 +115,7 @@ kl_divergence.computed(
         dL * T / count * (softmax(z / T) - (np.arange(t.shape[-1]) == t.argmax(-1)[..., None]))
     ),
 )(
-    "dz has the teacher's most probable token in the place of its distribution: cross-entropy with hard labels",
+    "dz has the teacher's most probable token instead of its distribution: cross-entropy with hard labels",
     "What does the teacher say of the tokens that are not its first choice?",
 )
 kl_divergence.called_with("divided_by_vocabulary", count=lambda count, z: count * z.shape[-1])(

@@ -100,7 +100,7 @@ def gradient(dxhat, xhat, sigma, mean=mean):
 
 
 def with_dx(name, dx):
-    """dx is another function of dx̂, x̂ and σ."""
+    """Add a fault in which dx is another function of dx̂, x̂ and σ."""
     return layer_norm.computed(name, dx=lambda dy, x, g, eps: dx(dy * g, *standardise(x, eps)))
 
 
@@ -132,7 +132,7 @@ with_dx("statistics_as_constants", lambda dxhat, xhat, sigma: dxhat / sigma)(
 )
 layer_norm.called_with("gain_forgotten", only="dx", g=1)(
     "dx is computed from dy without the gain g",
-    "Which quantity does x̂ meet first on its way to y, and what does that do to dy on the way back?",
+    "By what is x̂ multiplied on its way to y, and what does that do to dy on the way back?",
 )
 layer_norm.add(
     "unbiased_variance",

@@ -18,7 +18,7 @@ def draw(rng, shape):
 
 
 def rows(a):
-    """How many there are."""
+    """The number of rows."""
     return a.shape[0] * a.shape[1]
 
 
@@ -78,19 +78,19 @@ linear.called_with("y_for_dy", dy=forward)(
     "What travels backward through the layer: a value or a sensitivity of the loss?",
 )
 linear.called_with("bias_in_dx", only="dx", dy=lambda dy, b: dy - b)(
-    "dx takes the bias b off dy before it goes back through W, but b has no part in dx",
+    "dx subtracts the bias b from dy before it goes back through W, but b has no part in dx",
     "If b were larger, would y react more strongly to x?",
 )
 linear.called_with("inverse_of_weight", only="dx", W=lambda W: np.linalg.pinv(W).T)(
     "dx goes back through the (pseudo-)inverse of W, not through W itself",
-    "Does backward look for the x that gives a y, or for how much each x weighs in the loss?",
+    "Does backward look for the x that gives a y, or for how much each x changes the loss?",
 )
 linear.multiplied("averaged_over_outputs", dx=lambda W: 1 / len(W))(
     "dx is a mean over the outputs, but must be a sum",
     "One x feeds every output of its row: how do the effects of several paths on the loss combine?",
 )
 linear.called_with("rows_mixed", only="dx", dy=lambda dy: 0 * dy + total(dy))(
-    "dx adds up all the rows and is the same for each, where every row has a dx of its own",
+    "dx adds up all the rows and is the same for each, but every row has a dx of its own",
     "Which is shared by the rows and which is not: W or x?",
 )
 linear.multiplied("bias_taken_as_constant", db=0)(

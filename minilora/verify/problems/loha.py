@@ -1,7 +1,7 @@
 """The LoHa layer, y = x (W + ΔW)ᵀ with ΔW = s (B₁A₁) ∘ (B₂A₂), W frozen and s = α/r. The maths is in ops/loha.py.
 
-Here by the dense gradient of ΔW, as in the paper: G = s dyᵀ x, T₁ = G ∘ (B₂A₂), T₂ = G ∘ (B₁A₁), and dB₁ = T₁ A₁ᵀ,
-dA₁ = B₁ᵀ T₁.
+This file uses the dense gradient of ΔW, as the paper does: G = s dyᵀ x, T₁ = G ∘ (B₂A₂), T₂ = G ∘ (B₁A₁), and
+dB₁ = T₁ A₁ᵀ, dA₁ = B₁ᵀ T₁.
 """
 
 import numpy as np
@@ -33,7 +33,7 @@ def forward(x, B1, A1, B2, A2, W, alpha, r):
 
 
 def through(G, B1, A1, B2, A2, first, second):
-    """The gradients of the four factors, with `first` where B₂A₂ belongs, and `second` where B₁A₁ does."""
+    """The gradients of the four factors, with `first` instead of B₂A₂ and `second` instead of B₁A₁."""
     T1, T2 = G * first, G * second
     return {"dB1": T1 @ A1.T, "dA1": B1.T @ T1, "dB2": T2 @ A2.T, "dA2": B2.T @ T2}
 
@@ -45,7 +45,7 @@ def backward(dy, x, B1, A1, B2, A2, W, alpha, r):
 
 
 def terms(dy, x, B1, A1, B2, A2, W, alpha, r):
-    return {"dx": {"the base path": dy @ W, "the path beside W": dy @ delta(B1, A1, B2, A2, alpha, r)}}
+    return {"dx": {"the base path": dy @ W, "the adapter path": dy @ delta(B1, A1, B2, A2, alpha, r)}}
 
 
 def complete(x, B1, A1, B2, A2, W=None, alpha=None, r=None, s=None):
@@ -71,17 +71,17 @@ loha = Problem(
     terms,
     laws={
         "B₁ᵀ dB₁ = dA₁ A₁ᵀ, because an invertible factor moved from B₁ to A₁ changes no output": exchange,
-        "⟨B₁, dB₁⟩ = ⟨B₂, dB₂⟩, because a number moved from B₁ to B₂ changes no output": same_share,
+        "⟨B₁, dB₁⟩ = ⟨B₂, dB₂⟩, because a factor moved from B₁ to B₂ changes no output": same_share,
     },
     factors={
         "scale": Factor(
-            "the scale s = α/r", lambda alpha, r: alpha / r, ("dB1", "dA1", "dB2", "dA2"), ("the path beside W",)
+            "the scale s = α/r", lambda alpha, r: alpha / r, ("dB1", "dA1", "dB2", "dA2"), ("the adapter path",)
         )
     },
     asks={"scale_twice": "Does s multiply each of the two products B A, or their product once?"},
     shapes=SHAPES,
     others=other_shapes,
-    formula="y = x (W + ΔW)ᵀ, ΔW = s (B₁A₁) ∘ (B₂A₂) number by number, s = α/r",
+    formula="y = x (W + ΔW)ᵀ, ΔW = s (B₁A₁) ∘ (B₂A₂) entry by entry, s = α/r",
     complete=complete,
     optional="also without W (y = x ΔWᵀ), or r (that of A₁), and with s for alpha/r",
     rows=True,
@@ -106,8 +106,8 @@ def own_product_for_the_other(dy, x, B1, A1, B2, A2, W, alpha, r):
 
 
 @fault(
-    "{it} holds only the r products of equal index, B₁_k ∘ B₂_k with A₁_k ∘ A₂_k; but every k meets every l",
-    "How many terms has the product of two sums of r terms?",
+    "{it} holds only the r products of equal index, B₁_k ∘ B₂_k with A₁_k ∘ A₂_k; but every k is paired with every l",
+    "How many terms does the product of two sums of r terms have?",
 )
 def pairs_of_equal_index(dy, x, B1, A1, B2, A2, W, alpha, r):
     A, B, s = A1 * A2, B1 * B2, alpha / r

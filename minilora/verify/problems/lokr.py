@@ -24,7 +24,7 @@ SHAPES = [
 
 
 def other_shapes(rng, shapes):
-    """Another α too. None is whole then, so that none is r."""
+    """As other_rows, and other α: none is an integer, so that none equals r."""
     alphas = rng.permutation(16)[:6] + 3.5
     return [(*shape[:6], alpha, shape[7]) for shape, alpha in zip(other_rows(rng, shapes), alphas, strict=True)]
 
@@ -45,7 +45,7 @@ def matrices(x, rows):
 
 
 def by_columns(x, rows):
-    """The same, where a row of x holds the matrix column by column."""
+    """As matrices(), where a row of x holds its matrix column by column."""
     return matrices(x, x.shape[-1] // rows).swapaxes(2, 3)
 
 
@@ -65,7 +65,7 @@ def backward(dy, x, w1, w2, W, alpha, r):
 
 
 def terms(dy, x, w1, w2, W, alpha, r):
-    return {"dx": {"the base path": dy @ W, "the path beside W": alpha / r * dy @ np.kron(w1, w2)}}
+    return {"dx": {"the base path": dy @ W, "the adapter path": alpha / r * dy @ np.kron(w1, w2)}}
 
 
 def complete(x, w1, w2, W=None, alpha=None, r=None, s=None):
@@ -85,8 +85,8 @@ lokr = Problem(
     backward,
     draw,
     terms,
-    laws={"⟨w₁, dw₁⟩ = ⟨w₂, dw₂⟩, because a number moved from w₁ to w₂ changes no output": same_share},
-    factors={"scale": Factor("the scale s = α/r", lambda alpha, r: alpha / r, ("dw1", "dw2"), ("the path beside W",))},
+    laws={"⟨w₁, dw₁⟩ = ⟨w₂, dw₂⟩, because a factor moved from w₁ to w₂ changes no output": same_share},
+    factors={"scale": Factor("the scale s = α/r", lambda alpha, r: alpha / r, ("dw1", "dw2"), ("the adapter path",))},
     asks={"scale_twice": "Does s multiply each of the two matrices, or their product once?"},
     shapes=SHAPES,
     others=other_shapes,
@@ -99,7 +99,7 @@ fault = lokr.fault
 
 
 @fault(
-    "{it} is that of w₂ ⊗ w₁: the blocks of ΔW are w₁_pq w₂, so w₁ says which block, and w₂ is the block",
+    "{it} is the gradient for w₂ ⊗ w₁: the blocks of ΔW are w₁_pq w₂, so w₁ weights the blocks, and w₂ is the block",
     "Of which of the two is there a copy in every block of ΔW?",
     whole=True,
 )
@@ -110,7 +110,7 @@ def factors_exchanged(dy, x, w1, w2, W, alpha, r):
 
 @fault(
     "{it} reads the rows of x column by column, and those of dy row by row: X is (i₁, i₂), and i₂ runs fastest",
-    "Which number of a row of x stands beside X_00: X_01 or X_10?",
+    "Which entry of a row of x comes next after X_00: X_01 or X_10?",
 )
 def x_by_columns(dy, x, w1, w2, W, alpha, r):
     return through(matrices(dy, w1.shape[0]), by_columns(x, w1.shape[1]), w1, w2, alpha / r)
@@ -118,7 +118,7 @@ def x_by_columns(dy, x, w1, w2, W, alpha, r):
 
 @fault(
     "{it} reads the rows of dy column by column: Y is (o₁, o₂), and o₂ runs fastest",
-    "Which number of a row of y stands beside Y_00: Y_01 or Y_10?",
+    "Which entry of a row of y comes next after Y_00: Y_01 or Y_10?",
 )
 def dy_by_columns(dy, x, w1, w2, W, alpha, r):
     dY, X = by_columns(dy, w1.shape[0]), matrices(x, w1.shape[1])
@@ -127,7 +127,7 @@ def dy_by_columns(dy, x, w1, w2, W, alpha, r):
 
 
 @fault(
-    "the path beside W in dx is written column by column: dX is (i₁, i₂), and i₂ runs fastest",
+    "the adapter path in dx is written column by column: dX is (i₁, i₂), and i₂ runs fastest",
     "In which order does forward read x into X, and in which do you write dX into dx?",
 )
 def dx_by_columns(dy, x, w1, w2, W, alpha, r):
@@ -136,16 +136,16 @@ def dx_by_columns(dy, x, w1, w2, W, alpha, r):
 
 
 lokr.called_with("blocks_not_weighted_by_w1", only="dw2", w1=lambda w1: np.ones_like(w1))(
-    "dw₂ adds up the blocks of the gradient as they are: each counts as much as its w₁_pq",
+    "dw₂ adds up the blocks of the gradient unweighted: each must be multiplied by its w₁_pq",
     "If w₁_pq is zero, does w₂ reach the outputs of that block from its inputs?",
 )
 lokr.called_with("blocks_summed_without_w2", only="dw1", w2=lambda w2: np.ones_like(w2))(
-    "dw₁ adds up the numbers of each block of the gradient as they are: each counts as much as the number of w₂ there",
+    "dw₁ adds up the entries of each block of the gradient unweighted: each must be multiplied by its entry of w₂",
     "What does w₁_pq multiply in its block?",
 )
 lokr.multiplied("mean_over_a_block", dw1=lambda w2: 1 / w2.size)(
-    "dw₁ is a mean over the numbers of a block, but must be a sum",
-    "All numbers of a block have the same w₁_pq: do their contributions add up or average?",
+    "dw₁ is a mean over the entries of a block, but must be a sum",
+    "All entries of a block have the same w₁_pq: do their contributions add up or average?",
 )
 lokr.multiplied("mean_over_the_blocks", dw2=lambda w1: 1 / w1.size)(
     "dw₂ is a mean over the blocks, but must be a sum",

@@ -70,7 +70,7 @@ lora_bias = Problem(
 )
 
 lora_bias.computed("scale_missing_in_c", dc=lambda dy: total(dy))(
-    "dc lacks the scale s: c stands inside the bracket that s multiplies, it is not a bias beside it",
+    "dc lacks the scale s: c is inside the bracket that s multiplies, not a bias added outside it",
     "At α = 0 the adapter is switched off: does c still move y?",
 )
 lora_bias.computed("scale_twice_in_c", dc=lambda dy, alpha, r: (alpha / r) ** 2 * total(dy))(
@@ -80,11 +80,11 @@ lora_bias.called_with("not_divided_by_r", r=1)(
     "the scale is α, not divided by the rank r, in {it}", "Which two numbers make up the scale in forward?"
 )
 lora_bias.multiplied("c_in_its_own_gradient", dc=lambda c: c)(
-    "dc holds the factor c: y is linear in c, and its derivative does not",
-    "If c is zero, as at the start, is dc zero, so that it never learns?",
+    "dc holds the factor c: y is linear in c, so its derivative does not contain c",
+    "If c is zero, as at the start, is dc zero, so that c is never trained?",
 )
 lora_bias.computed("through_B", dc=lambda dy, B, alpha, r: alpha / r * total(dy @ B @ B.T))(
-    "dc goes through B: c is added behind B, to the output, and not to h",
+    "dc goes through B: c is added after B, to the output, and not to h",
     "How many entries has c: as many as h, or as y?",
 )
 

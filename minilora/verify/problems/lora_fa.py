@@ -47,11 +47,11 @@ lora_fa = Problem(
     backward,
     draw,
     terms,
-    laws={"dB = s G Aᵀ, because with A frozen B learns what A lets through of G = dyᵀ x": dense_through_A},
+    laws={"dB = s G Aᵀ, because G = dyᵀ x reaches B only through the frozen A": dense_through_A},
     factors={"scale": Factor("the scale s = α/r", lambda alpha, r: alpha / r, ("dB",), ("the low-rank path",))},
     says={
         "no_base_path": "dx lacks the base path, through the frozen W",
-        "no_low_rank_path": "dx lacks the low-rank path: A is frozen, and the gradient passes through it all the same",
+        "no_low_rank_path": "dx lacks the low-rank path: A is frozen, but the gradient still passes through it",
     },
     asks={
         "no_base_path": "W gets no gradient: does that keep the gradient from passing through it to x?",
@@ -70,11 +70,11 @@ lora_fa.called_with("not_divided_by_r", r=1)(
     "the scale is α, not divided by the rank r, in {it}", "Which two numbers make up the scale in forward?"
 )
 lora_fa.computed("gradient_of_A", dB=lambda dy, x, B, alpha, r: outer_total(alpha / r * dy @ B, x))(
-    "what is given for dB is the gradient of A, which is frozen: B alone learns",
+    "the dB returned is the gradient of A, which is frozen: only B is trained",
     "Which of the two matrices does LoRA-FA train, and which shape has it?",
 )
 lora_fa.computed("x_for_h", dB=lambda dy, x, alpha, r: alpha / r * outer_total(dy, x))(
-    "dB is computed from the layer's input x: it needs h = x Aᵀ alone, r numbers a row, and x need not be kept",
+    "dB is computed from the layer's input x: it needs only h = x Aᵀ, r entries a row, and x need not be kept",
     "What does B see in forward: x, or what A makes of it?",
 )
 lora_fa.computed("dh_for_h", dB=lambda dy, B, alpha, r: alpha / r * outer_total(dy, dy @ B))(
@@ -89,6 +89,6 @@ lora_fa.computed(
     "preconditioned",
     dB=lambda dy, x, A, alpha, r: outer_total(dy, x @ A.T) @ np.linalg.inv(A @ A.T) * (r / alpha),
 )(
-    "dB is the preconditioned dB (A Aᵀ)⁻¹/s² with which LoRA-FA's optimizer steps, and not the gradient",
+    "dB is the preconditioned dB (A Aᵀ)⁻¹/s² with which LoRA-FA's optimizer steps, not the gradient",
     "Is it the gradient that you want, or the step that is nearest to full fine-tuning?",
 )

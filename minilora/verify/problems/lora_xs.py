@@ -46,7 +46,7 @@ def dense_between(tensors, case):
 
 
 def sigma(B):
-    """The Σ_r in B = U_r Σ_r: the lengths of its columns."""
+    """The singular values Σ_r in B = U_r Σ_r: the lengths of its columns."""
     return np.linalg.norm(B, axis=0)
 
 
@@ -56,12 +56,12 @@ lora_xs = Problem(
     backward,
     draw,
     terms,
-    laws={"dR = s Bᵀ G Aᵀ, because R learns what lies between A and B of G = dyᵀ x": dense_between},
+    laws={"dR = s Bᵀ G Aᵀ, because G = dyᵀ x reaches R only through the frozen A and B": dense_between},
     factors={"scale": Factor("the scale s = α/r", lambda alpha, r: alpha / r, ("dR",), ("the low-rank path",))},
     says={
         "no_base_path": "dx lacks the base path, through the frozen W",
-        "no_low_rank_path": "dx lacks the low-rank path: A and B are frozen, and the gradient passes through them all "
-        "the same",
+        "no_low_rank_path": "dx lacks the low-rank path: A and B are frozen, but the gradient still passes through "
+        "them",
     },
     asks={
         "no_base_path": "W gets no gradient: does that keep the gradient from passing through it to x?",
@@ -82,7 +82,7 @@ lora_xs.called_with("not_divided_by_r", r=1)(
 )
 lora_xs.computed("transposed", dR=lambda dy, x, A, B, alpha, r: outer_total(x @ A.T, alpha / r * dy @ B))(
     "dR is transposed: its rows belong to B, the side of the outputs, and its columns to A",
-    "Which index of R meets B in forward, the first or the second?",
+    "Over which index of R does forward sum with B, the first or the second?",
 )
 lora_xs.called_with("R_transposed_in_x", only="dx", R=lambda R: R.T)(
     "the low-rank path of dx goes back through Rᵀ, not through R",
@@ -90,7 +90,7 @@ lora_xs.called_with("R_transposed_in_x", only="dx", R=lambda R: R.T)(
 )
 lora_xs.called_with("no_R_in_x", only="dx", R=lambda R: np.eye(len(R)))(
     "the low-rank path of dx skips R: it goes from B straight to A",
-    "Through which three matrices does x reach y beside W?",
+    "Through which three matrices does x reach y, apart from W?",
 )
 lora_xs.called_with("no_sigma", B=lambda B: B / sigma(B))(
     "the Σ of B = U_r Σ_r is left out, in {it}: there B is taken as the singular vectors U_r alone",
@@ -101,22 +101,22 @@ lora_xs.called_with("sigma_twice", B=lambda B: B * sigma(B))(
 )
 lora_xs.computed("u_for_h", dR=lambda dy, x, R, A, B, alpha, r: outer_total(alpha / r * dy @ B, x @ A.T @ R.T))(
     "dR is computed from u = h Rᵀ, the output of R, instead of its input h",
-    "If R is zero, as at the start, is dR zero, so that nothing ever learns?",
+    "If R is zero, as at the start, is dR zero, so that nothing is ever trained?",
 )
 lora_xs.computed("dh_for_du", dR=lambda dy, x, R, A, B, alpha, r: outer_total(alpha / r * dy @ B @ R, x @ A.T))(
     "dR is computed from dh, the gradient of the input of R, instead of du, that of its output",
-    "If R is zero, as at the start, is dR zero, so that nothing ever learns?",
+    "If R is zero, as at the start, is dR zero, so that nothing is ever trained?",
 )
 lora_xs.computed("x_for_h", dR=lambda dy, x, B, alpha, r: outer_total(alpha / r * dy @ B, x))(
-    "dR is computed from the layer's input x: it needs h = x Aᵀ alone, r numbers a row, and x need not be kept",
+    "dR is computed from the layer's input x: it needs only h = x Aᵀ, r entries a row, and x need not be kept",
     "What does R see in forward: x, or what A makes of it?",
 )
 lora_xs.computed("gradient_of_A", dR=lambda dy, x, R, B, alpha, r: outer_total(alpha / r * dy @ B @ R, x))(
-    "what is given for dR is the gradient of A, which is frozen: R alone learns",
+    "the dR returned is the gradient of A, which is frozen: only R is trained",
     "Which of the three matrices does LoRA-XS train, and which shape has it?",
 )
 lora_xs.computed("gradient_of_B", dR=lambda dy, x, R, A, alpha, r: alpha / r * outer_total(dy, x @ A.T @ R.T))(
-    "what is given for dR is the gradient of B, which is frozen: R alone learns",
+    "the dR returned is the gradient of B, which is frozen: only R is trained",
     "Which of the three matrices does LoRA-XS train, and which shape has it?",
 )
 lora_xs.computed(

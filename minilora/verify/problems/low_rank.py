@@ -19,7 +19,7 @@ SHAPES = [
 
 
 def other_shapes(rng, shapes):
-    """Other α and p too. No α is whole then, so that none is r."""
+    """As other_rows, and other α and p: no α is an integer, so that none equals r."""
     scales = zip(rng.permutation(16)[:6] + 3.5, rng.permutation(6) / 20 + 0.12, strict=True)
     return [(*shape[:5], alpha, p) for shape, (alpha, p) in zip(other_rows(rng, shapes), scales, strict=True)]
 
@@ -57,7 +57,7 @@ def masked(dy, x, A, B, W, keep, alpha, r, p):
 
 
 def scale_of(A, alpha, r, s):
-    """alpha and r: where they are not given, r is that of A, and α = s r, or r."""
+    """{"alpha", "r"}. If not given, r is the rank of A, and α is s r, or r without s."""
     r = len(A) if r is None else r
     return {"alpha": r * (1 if s is None else s) if alpha is None else alpha, "r": r}
 
@@ -157,7 +157,7 @@ low_rank.called_with("mask_twice", keep=lambda keep: keep * keep)(
     "the dropout mask, or its factor 1/(1-p), is applied twice, in {it}", "Which values does keep have already?"
 )
 low_rank.called_with("mask_inverted", keep=lambda keep, p: 1 / (1 - p) - keep)(
-    "the dropout mask is used the wrong way round, in {it}", "Does a 0 in the mask mean kept or dropped?"
+    "the dropout mask is inverted, in {it}", "Does a 0 in the mask mean kept or dropped?"
 )
 low_rank.called_with(
     "product_of_sums", only="dA dB", dy=lambda dy: sum_of_rows(dy), x=lambda x, keep: sum_of_rows(x * keep), keep=1

@@ -49,7 +49,7 @@ mean_squared_error = Problem(
         "term_of_the_target_with_wrong_sign": "dy adds the target to y, but the residual is their difference",
     },
     asks={
-        "no_mean": "If every number came twice, the loss would stay the same: what would become of each entry of dy?",
+        "no_mean": "If every entry occurred twice, the loss would stay the same: how would each entry of dy change?",
         "sign_flipped": "If y lies above the target and grows, does the loss grow or fall?",
         "no_term_of_the_target": "At which y is the loss smallest, and is your gradient zero there?",
         "term_of_the_target_with_wrong_sign": "At which y is the loss smallest, and is your gradient zero there?",

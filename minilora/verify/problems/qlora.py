@@ -14,7 +14,7 @@ from .low_rank import SHAPES, exchange, other_shapes, scale_of, sum_of_rows
 
 
 def encoded(W, block):
-    """codes, two a byte, and absmax, as float64."""
+    """codes, two to a byte, and absmax, as float64."""
     arrays = NF4.encode(W.astype(np.float32), block)
     return arrays["codes"], arrays["absmax"].astype(np.float64)
 
@@ -59,7 +59,7 @@ def terms(dy, x, A, B, W, codes, absmax, block, alpha, r):
 
 
 def complete(x, A, B, codes, absmax, block, W=None, alpha=None, r=None, s=None):
-    """A layer has no W: without it, it is Ŵ."""
+    """A layer does not hold W: where it is not given, it is Ŵ."""
     W = decoded(codes, absmax, block, (len(B), x.shape[-1])) if W is None else W
     return {"W": W, "codes": codes, "absmax": absmax, "block": block, **scale_of(A, alpha, r, s)}
 
@@ -110,11 +110,11 @@ qlora.computed("original_weight", dx=lambda dy, A, B, W, alpha, r: dy @ (W + alp
 )
 qlora.called_with("codes_swapped", only="dx", codes=lambda codes: codes << 4 | codes >> 4)(
     "in dx the two codes of each byte are swapped: the first is in the high bits",
-    "Which half of a byte is the first of its two numbers?",
+    "Which half of a byte holds the first of its two codes?",
 )
 qlora.called_with("absmax_of_the_tensor", only="dx", absmax=lambda absmax: 0 * absmax + absmax.max())(
-    "in dx every block has the largest scale of the tensor, and each has its own",
-    "How many scales are there, and over how many numbers does each reach?",
+    "in dx every block has the largest scale of the tensor, but each has its own",
+    "How many scales are there, and how many weights share one?",
 )
 qlora.called_with("absmax_left_out", only="dx", absmax=lambda absmax: 0 * absmax + 1)(
     "in dx Ŵ is made of the levels alone, without the scales of the blocks",
@@ -126,7 +126,7 @@ qlora.called_with("absmax_twice", only="dx", absmax=lambda absmax: absmax**2)(
 
 
 @qlora.fault(
-    "in dx the codes are numbers at equal steps from -1 to 1, as int4's are, and not places in NF4's table",
+    "in dx the codes are decoded as equal steps from -1 to 1, as in int4, but they are indices into NF4's table",
     "How far apart are two neighbouring levels of NF4 at 0, and at the end?",
 )
 def even_levels(dy, x, A, B, W, codes, absmax, block, alpha, r):
@@ -135,8 +135,8 @@ def even_levels(dy, x, A, B, W, codes, absmax, block, alpha, r):
 
 
 @qlora.fault(
-    "in dx the codes fill Ŵ column by column, and W was read row by row",
-    "In which order do the numbers of W (out, in) stand in memory?",
+    "in dx the codes fill Ŵ column by column, but W was read row by row",
+    "In which order are the entries of W (out, in) in memory?",
 )
 def column_by_column(dy, x, A, B, W, codes, absmax, block, alpha, r):
     base = decoded(codes, absmax, block, (x.shape[-1], len(B))).T
@@ -154,25 +154,25 @@ def merged_and_rounded(dy, x, A, B, W, codes, absmax, block, alpha, r):
 
 qlora.called_with("adapter_quantised", A=lambda A, block: rounded(A, block), B=lambda B, block: rounded(B, block))(
     "{it} is computed from A and B rounded to NF4: the base is held in 4 bits, the adapter is not",
-    "Which matrices does QLoRA quantise: those that are frozen, or those that learn?",
+    "Which matrices does QLoRA quantise: those that are frozen, or those that are trained?",
 )
 
 
-# ---- what learns ----
+# ---- what is trained ----
 
 
 @qlora.fault(
-    "what is given for dA is a gradient of the base, dyᵀ x, as though the rounding were not there: codes are whole "
-    "numbers, and nothing trains them",
-    "Can a step of 0.001 change a code, which is a whole number from 0 to 15?",
+    "the dA returned is a gradient of the base, dyᵀ x, as though the rounding were not there: codes are integers, and "
+    "nothing trains them",
+    "Can a step of 0.001 change a code, which is an integer from 0 to 15?",
 )
 def gradient_of_base(dy, x, A, B, W, codes, absmax, block, alpha, r):
     return {"dA": outer_total(dy, x)}
 
 
 @qlora.fault(
-    "what is given for dA is a gradient of the scales of the blocks: they belong to the base, and are frozen with it",
-    "Which numbers does QLoRA hand to the optimizer?",
+    "the dA returned is the gradient of the scales of the blocks: they belong to the base, and are frozen with it",
+    "Which tensors does QLoRA hand to the optimizer?",
 )
 def gradient_of_scales(dy, x, A, B, W, codes, absmax, block, alpha, r):
     each = outer_total(dy, x) * decoded(codes, 0 * absmax + 1, block, (len(B), x.shape[-1]))
@@ -214,8 +214,8 @@ qlora.multiplied("as_if_B_were_zero", dA=0)(
 
 
 class Held:
-    """W as a quantised matrix offers it, some rows at a time. Its shape is that of one so wide that two rows are a
-    part."""
+    """W with the interface of a quantised matrix, which decodes some rows at a time. The shape claims so many columns
+    that a part is two rows."""
 
     def __init__(self, W):
         self.W, self.shape = W, (len(W), PART // 2)

@@ -2,7 +2,7 @@
 
     a = x Uᵀ        h = tanh a        y = x + h Vᵀ        x, y (..., width)   U (hidden, width)   V (width, hidden)
 
-Two paths lead from x to y, and what comes back along them is added up:
+Two paths lead from x to y, and the gradients that come back along them add up:
 
     da = (dy V) ∘ (1 - h²)        dx = dy + da U        dU = daᵀ x        dV = dyᵀ h
 
@@ -91,7 +91,7 @@ fault = residual.fault
 
 
 def with_slope(name, slope):
-    """The derivative of tanh is another function of a and h."""
+    """Add a fault in which the derivative of tanh is another function of a and h."""
 
     def wrong(dy, x, U, V):
         a = x @ U.T

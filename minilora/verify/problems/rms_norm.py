@@ -65,7 +65,8 @@ rms_norm = Problem(
         "no_rms_term": "dx treats the rms as a constant: the rms term is missing",
         "no_direct_term": "dx lacks the direct term: only the path through the rms is left",
         "rms_term_with_wrong_sign": "the rms term of dx is added, but must be subtracted",
-        "rms_term_twice": "the rms term of dx is twice as large: the 2 from the square meets no 1/2 from the root",
+        "rms_term_twice": "the rms term of dx is twice as large: the 2 of the square is not cancelled by the 1/2 of "
+        "the root",
         "division_twice": "dx is divided by the mean square, but must be divided by its root",
     },
     asks={
@@ -91,7 +92,7 @@ def gradient(dxhat, xhat, rms, mean=mean):
 
 
 def with_dx(name, dx):
-    """dx is another function of dx̂, x̂ and the rms."""
+    """Add a fault in which dx is another function of dx̂, x̂ and the rms."""
     return rms_norm.computed(name, dx=lambda dy, x, g, eps: dx(dy * g, *normalise(x, eps)))
 
 
@@ -129,7 +130,7 @@ with_dx("mean_over_the_batch", lambda dxhat, xhat, rms: gradient(dxhat, xhat, rm
 )
 rms_norm.called_with("gain_forgotten", only="dx", g=1)(
     "dx is computed from dy without the gain g",
-    "Which quantity does x̂ meet first on its way to y, and what does that do to dy on the way back?",
+    "By what is x̂ multiplied on its way to y, and what does that do to dy on the way back?",
 )
 
 
@@ -166,8 +167,8 @@ def gradient_of_eps_outside_root(dy, x, g, eps):
 
 
 @fault(
-    "{it} divides the squares by C - 1, but forward takes their mean, over C",
-    "Is a mean taken off the squares, so that one degree of freedom is lost?",
+    "{it} divides the sum of the squares by C - 1, but forward takes their mean, over C",
+    "Is a mean subtracted from x before it is squared, so that one degree of freedom is lost?",
 )
 def divided_by_C_minus_1(dy, x, g, eps):
     return with_rms(np.sqrt(mean(x * x) * x.shape[-1] / (x.shape[-1] - 1) + eps), dy, x, g)

@@ -1,6 +1,6 @@
 """Rotary positions, from the angles or with tables of cos and sin. The maths is in ops/rope.py.
 
-With tables, as kernels take them, an entry of x need not meet the same sine as its partner (H turns each pair by 90°):
+With tables, as kernels take them, the two entries of a pair may have different sines (H turns each pair by 90°):
 
     y = x ∘ cos + H x ∘ sin      H (a, b) = (-b, a)      dx = dy ∘ cos + Hᵀ (dy ∘ sin)      cos, sin (tokens, D)
 """
@@ -131,7 +131,7 @@ rope.computed("cos_and_sin_exchanged", dx=lambda dy, x, theta: rotate(dy, angles
 
 
 @fault(
-    "the sin term of dx has the same sign in both halves, which is no rotation",
+    "the sin term of dx has the same sign in both halves, which is not a rotation",
     "What is the determinant of your 2 × 2 matrix?",
 )
 def same_sign_in_both_halves(dy, x, theta):
@@ -142,7 +142,7 @@ def same_sign_in_both_halves(dy, x, theta):
 
 @fault(
     "only the first half of dx is rotated: the second half is that of dy",
-    "Which of the two numbers of a pair does forward change?",
+    "Which of the two entries of a pair does forward change?",
 )
 def first_half_only(dy, x, theta):
     first, _ = halves(rotate(dy, -angles(x, theta)))
@@ -235,7 +235,7 @@ fault = rope_tables.fault
 
 
 def with_sin_term(name, term):
-    """The sin term of dx is another function of dy and sin."""
+    """Add a fault in which the sin term of dx is another function of dy and sin."""
     return rope_tables.computed(name, dx=lambda dy, cos, sin: dy * cos[:, None] + term(dy, sin[:, None]))
 
 
@@ -264,10 +264,10 @@ rope_tables.called_with(
     "first_half_of_the_tables", cos=lambda cos: first_half_twice(cos), sin=lambda sin: first_half_twice(sin)
 )(
     "dx takes the first half of cos and sin for both halves: here they differ",
-    "How many columns have the tables, and how many of them does your dx read?",
+    "How many columns do the tables have, and how many of them does your dx read?",
 )
 rope_tables.called_with("cos_and_sin_exchanged", cos=lambda sin: sin, sin=lambda cos: cos)(
-    "cos and sin are exchanged in dx", "Which of the two tables multiplies x where it stands?"
+    "cos and sin are exchanged in dx", "Which of the two tables multiplies x without exchanging its halves?"
 )
 
 

@@ -46,18 +46,22 @@ svf = Problem(
     backward,
     draw,
     terms,
-    laws={"dz = S diag(Uᵀ G V), because z learns what lies along each u and v of G = dyᵀ x": along_the_vectors},
+    laws={
+        "dz = S diag(Uᵀ G V), because z_k multiplies only S_k u_k v_kᵀ in W, whose gradient is G = dyᵀ x": (
+            along_the_vectors
+        )
+    },
     factors={"values": Factor("the singular values S", lambda S: S, ("dz",))},
     says={
         "no_base_path": "dx lacks the base path, through the frozen W",
         "no_path_of_the_singular_values": "dx lacks the path of the singular values, through U and V: they are frozen, "
-        "and the gradient passes through them all the same",
+        "but the gradient still passes through them",
         "no_values": "dz lacks S: it is the gradient of the singular values S ∘ z themselves, not of the factors z",
     },
     asks={
         "no_base_path": "W gets no gradient: does that keep the gradient from passing through it to x?",
         "no_path_of_the_singular_values": "Does a frozen matrix stop the gradient, or only keep its own?",
-        "no_values": "What learns here: a singular value, or what it is multiplied by?",
+        "no_values": "What is trained here: a singular value, or what it is multiplied by?",
     },
     shapes=SHAPES,
     others=other_shapes,
@@ -75,11 +79,11 @@ svf.called_with("no_S_in_x", only="dx", S=lambda S: np.ones_like(S))(
     "Where a singular value is zero, does anything of x pass along it to y?",
 )
 svf.multiplied("z_in_its_own_gradient", dz=lambda z: z)(
-    "dz holds the factor z: y is linear in z, and its derivative does not", "If z is zero, is dz zero?"
+    "dz holds the factor z: y is linear in z, so its derivative does not contain z", "If z is zero, is dz zero?"
 )
 svf.multiplied("z_less_1_in_its_own_gradient", dz=lambda z: z - 1)(
-    "dz holds the factor z - 1: y is linear in it, and its derivative does not",
-    "At the start z = 1: is dz zero, so that nothing ever learns?",
+    "dz holds the factor z - 1: y is linear in it, so its derivative does not contain it",
+    "At the start z = 1: is dz zero, so that nothing is ever trained?",
 )
 svf.computed("p_for_t", dz=lambda x, S, V: S * total((x @ V) ** 2))(
     "dz is computed from p = x V alone, without t = dy U", "Where does the loss enter your dz?"
@@ -93,8 +97,8 @@ svf.computed("product_of_sums", dz=lambda dy, x, U, S, V: S * total(dy @ U) * to
     "Can the dy of one row meet the x of another row on its way to z?",
 )
 svf.computed("of_the_matrix", dz=lambda dy, x, U, S, V: S * outer_total(dy @ U, x @ V))(
-    "dz is the whole matrix Uᵀ G V S, but z is the diagonal: only u and v of the same number meet",
-    "How many numbers learn, r or r²?",
+    "dz is the whole matrix Uᵀ G V S, but z is a diagonal: each u is paired only with the v of the same index",
+    "How many parameters are trained, r or r²?",
 )
 
 

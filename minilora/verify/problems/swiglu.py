@@ -76,18 +76,21 @@ fault = swiglu.fault
 
 
 def with_slope(name, slope):
-    """silu'(z) in dgate is another function of z and σ(z)."""
+    """Add a fault in which silu'(z) in dgate is another function of z and σ(z)."""
     return swiglu.computed(name, dgate=lambda dy, gate, up: dy * up * slope(gate, sigmoid(gate)))
 
 
 swiglu.computed(
     "roles_swapped", dgate=lambda dy, up: dy * silu(up), dup=lambda dy, gate, up: dy * gate * silu_slope(up)
-)("gate and up are swapped: {it} is that of gate ∘ silu(up)", "Which of the two does forward pass through SiLU?")
+)(
+    "gate and up are swapped: {it} is the gradient of gate ∘ silu(up)",
+    "Which of the two does forward pass through SiLU?",
+)
 
 
 @fault(
-    "{it} is that of a sigmoid gate, σ(gate) ∘ up: the factor z of silu(z) = z σ(z) is missing",
-    "What tells SwiGLU from the first gated linear unit, GLU?",
+    "{it} is the gradient of a sigmoid gate, σ(gate) ∘ up: the factor z of silu(z) = z σ(z) is missing",
+    "How does SwiGLU differ from GLU, the first gated linear unit?",
 )
 def sigmoid_for_silu(dy, gate, up):
     sigma = sigmoid(gate)
@@ -96,17 +99,17 @@ def sigmoid_for_silu(dy, gate, up):
 
 swiglu.computed(
     "relu_for_silu", dgate=lambda dy, gate, up: dy * up * (gate > 0), dup=lambda dy, gate: dy * np.maximum(gate, 0)
-)("{it} is that of a ReLU gate, max(gate, 0) ∘ up", "Is silu(z) zero for a negative z?")
+)("{it} is the gradient of a ReLU gate, max(gate, 0) ∘ up", "Is silu(z) zero for a negative z?")
 with_slope("z_forgotten", lambda z, sigma: sigma + sigma * (1 - sigma))(
     "the second term of silu' in dgate is σ(1 - σ), without the factor z",
-    "In the product rule, what stays undifferentiated beside the derivative of σ?",
+    "In the product rule, which factor stays as it is when σ is differentiated?",
 )
 with_slope("one_minus_sigma_forgotten", lambda z, sigma: sigma + z * sigma)(
     "the second term of silu' in dgate lacks the factor 1 - σ",
     "For a very large z, σ no longer moves: what must become of the second term there?",
 )
 with_slope("slope_of_tanh", lambda z, sigma: sigma + z * (1 - sigma * sigma))(
-    "dgate takes the derivative of σ for 1 - σ²: that is the one of tanh",
+    "dgate takes 1 - σ² for the derivative of σ: that is the form of tanh's",
     "Which function has the derivative σ(1 - σ), and which 1 - σ²?",
 )
 with_slope("one_minus_silu", lambda z, sigma: sigma + z * sigma * (1 - z * sigma))(
@@ -118,7 +121,7 @@ with_slope("silu_not_differentiated", lambda z, sigma: z * sigma)(
     "What is silu at 0, and what is its slope there?",
 )
 with_slope("silu_left_out_of_dgate", lambda z, sigma: 1)(
-    "dgate takes up alone for the slope: SiLU is left out", "What does gate pass through before it meets up?"
+    "dgate takes up alone for the slope: SiLU is left out", "What does gate pass through before it is multiplied by up?"
 )
 swiglu.computed("slope_at_up", dgate=lambda dy, up: dy * up * silu_slope(up))(
     "dgate takes silu' of up, not of gate", "At which point does the chain rule take the derivative of the activation?"
@@ -128,7 +131,7 @@ swiglu.called_with("up_forgotten", only="dgate", up=1)(
 )
 swiglu.computed("silu_left_out_of_dup", dup=lambda dy, gate: dy * gate)(
     "dup multiplies by gate itself, not by silu(gate)",
-    "What does up meet in the forward: gate, or what SiLU makes of it?",
+    "By what is up multiplied in the forward: by gate, or by silu(gate)?",
 )
 swiglu.computed("slope_for_silu", dup=lambda dy, gate: dy * silu_slope(gate))(
     "dup multiplies by the derivative silu'(gate), not by silu(gate)",

@@ -1,5 +1,5 @@
-"""Some rows T of a frozen table W learn: of an embedding, of a linear layer such as a head, and of both, tied. The
-maths is in ops/token_rows.py.
+"""Rows T are trained in place of some rows of a frozen table W: of an embedding, of a linear layer such as a head, and
+of both, tied. The maths is in ops/token_rows.py.
 
 embedding       y = W'[ids]                 dT_j = Σ dy over the places of the id i_j
 head            z = x W'ᵀ                   dT_j = Σ_n dz_n,i_j x_n         dx = dz W'
@@ -17,7 +17,7 @@ from .linear import outer_total, total
 
 
 def chosen(V):
-    """i (4,): row 0, which is looked up several times, two others, out of order, and the last, which never is."""
+    """i (4,), not in order: row 0, which is looked up several times, the last, which never is, and two others."""
     return np.array([V - 2, 0, V - 1, 2])
 
 
@@ -49,7 +49,7 @@ def backward(dy, T, W, ids, i):
 
 
 def absent_rows(tensors, case):
-    """Those of ids that do not occur."""
+    """The size of the rows of dT whose ids do not occur, relative to all of dT."""
     absent = ~np.isin(case.constants["i"], case.constants["ids"])
     return relative_error(tensors["dT"], np.where(absent[:, None], 0, tensors["dT"]))
 
@@ -78,7 +78,7 @@ token_rows = Problem(
 
 token_rows.computed("last_of_repeats", dT=lambda dy, W, ids, i: last_rows(ids, dy, len(W))[i])(
     "dT holds only the last place of a repeated id: its other places were overwritten, not added",
-    "What happens in NumPy when the same index stands several times in an indexed assignment?",
+    "What happens in NumPy when the same index occurs several times in an indexed assignment?",
 )
 token_rows.computed("all_places", dT=lambda dy, i: np.tile(total(dy), (len(i), 1)))(
     "every row of dT holds the sum over all places, also over those of other ids",
@@ -105,7 +105,7 @@ token_rows.multiplied(
     "A row is used in three places: do their gradients add up or average?",
 )
 token_rows.computed("difference_in_T", dT=lambda dy, T, W, ids, i: add_rows(ids, dy, len(W))[i] + T - W[i])(
-    "dT holds T - W_I beside the gradient: T stands in the place of W's rows, and their difference is nowhere in y",
+    "dT holds T - W_I in addition to the gradient: T replaces rows of W, and their difference is nowhere in y",
     "Is T the rows themselves, or their change?",
 )
 
@@ -146,8 +146,8 @@ token_rows_head = Problem(
     draw_head,
     head_terms,
     says={
-        "no_path_of_the_trained_rows": "dx lacks the logits of the rows that learn: dz reaches x through T there",
-        "no_path_of_the_frozen_rows": "dx lacks the logits of the rows that stay: dz reaches x through W there",
+        "no_path_of_the_trained_rows": "dx lacks the logits of the trained rows: there dz reaches x through T",
+        "no_path_of_the_frozen_rows": "dx lacks the logits of the frozen rows: there dz reaches x through W",
     },
     asks={
         "no_path_of_the_trained_rows": "Which logits depend on x through T, and not through W?",
@@ -235,7 +235,7 @@ token_rows_tied.multiplied("paths_averaged", dT=0.5)(
     "If T moves a little, do the changes along both paths add up or average?",
 )
 token_rows_tied.called_with("head_of_the_base", T=lambda W, i: W[i])(
-    "dT is taken where the rows are still those of W, not T", "Which rows did forward use, in both places?"
+    "dT is taken at the rows of W, not at T", "Which rows did forward use, in both places?"
 )
 
 

@@ -51,8 +51,8 @@ vera = Problem(
     laws={"⟨b, db⟩ = ⟨d, dd⟩, because a factor moved from d to b changes no output": same_share},
     says={
         "no_base_path": "dx lacks the base path, through the frozen W",
-        "no_low_rank_path": "dx lacks the low-rank path: A and B are frozen, and the gradient passes through them all "
-        "the same",
+        "no_low_rank_path": "dx lacks the low-rank path: A and B are frozen, but the gradient still passes through "
+        "them",
     },
     asks={
         "no_base_path": "W gets no gradient: does that keep the gradient from passing through it to x?",
@@ -68,7 +68,7 @@ fault = vera.fault
 
 
 @fault(
-    "the two vectors are exchanged: dd holds d where it holds b, and db holds b where it holds d",
+    "the two vectors are exchanged: dd has the factor d instead of b, and db the factor b instead of d",
     "Which of the two vectors stands between h and y on the way back to d?",
     whole=True,
 )
@@ -88,18 +88,18 @@ vera.called_with("no_b_in_x", only="dx", b=1)(
     "At the start b is zero, and the adapter is switched off: is it switched off in your dx too?",
 )
 vera.called_with("no_d_in_x", only="dx", d=1)(
-    "the low-rank path of dx lacks d", "Through which four factors does x reach y beside W?"
+    "the low-rank path of dx lacks d", "Through which four factors does x reach y, apart from W?"
 )
 vera.multiplied("d_in_its_own_gradient", dd=lambda d: d)(
-    "dd holds the factor d: y is linear in d, and its derivative does not", "If d is zero, is dd zero?"
+    "dd holds the factor d: y is linear in d, so its derivative does not contain d", "If d is zero, is dd zero?"
 )
 vera.multiplied("b_in_its_own_gradient", db=lambda b: b)(
-    "db holds the factor b: y is linear in b, and its derivative does not",
-    "If b is zero, as at the start, is db zero, so that nothing ever learns?",
+    "db holds the factor b: y is linear in b, so its derivative does not contain b",
+    "If b is zero, as at the start, is db zero, so that nothing is ever trained?",
 )
 vera.called_with("scale_of_lora", A=lambda A: A / len(A))(
-    "{it} is divided by the rank r, as LoRA's scale does: VeRA has no scale, d and b take its place",
-    "Does a number beside b, d, A and B stand in forward?",
+    "{it} is divided by the rank r, as by LoRA's scale: VeRA has no scale, d and b take its place",
+    "Does forward have any factor other than b, d, A and B?",
 )
 vera.multiplied("as_if_b_were_zero", dd=0)(
     "dd is zero, which is so only as long as b is zero",

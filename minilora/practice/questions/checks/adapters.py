@@ -18,7 +18,7 @@ from ....verify.problems.dora import backward, dora, norm_held_constant
 
 
 def the_length_of_V_needs_no_V() -> str:
-    """n_o² by products of W, A and B: exact, in a tenth of V's memory. Only in full is dV orthogonal to V."""
+    """‖V_o‖² from products of W, A and B: exact, in a tenth of V's memory. Only the full dV is orthogonal to V."""
     rng, n, r = np.random.default_rng(0), 512, 8
     W, A, B = (rng.standard_normal(shape) for shape in ((n, n), (r, n), (n, r)))
     s, squares = 2.0, np.einsum("oi,oi->o", W, W)  # W is frozen: once and for all
@@ -72,7 +72,7 @@ def only_e_learns_first_and_a_cut_triplet_can_return() -> str:
     assert not dB.any()
     assert np.allclose(de, differences, rtol=1e-12)
     assert abs(de).min() > 0.1  # so a triplet whose e was cut to 0 moves again at the next step
-    assert not any(dp.any() for dp in gradients(0 * e, 0 * B))  # with LoRA's start nothing would ever learn
+    assert not any(dp.any() for dp in gradients(0 * e, 0 * B))  # with LoRA's start nothing would ever be trained
     dA, dB, de = gradients(e)
     off = max(_relative((A * dA).sum(axis=1), e * de), _relative((B * dB).sum(axis=0), e * de))
     assert off < 1e-14
@@ -100,7 +100,7 @@ def one_product_gives_both_gradients_of_VeRA() -> str:
     vera.vera_lambda_b.data = b = rng.standard_normal(n)
     grads.append(_gradients(vera, x, dy))
     h = x @ A.T
-    u, q = (d * h) @ B.T, (b * dy) @ B  # u (N, out) is kept by whoever writes it line by line
+    u, q = (d * h) @ B.T, (b * dy) @ B  # a backward written line by line keeps u (N, out)
     off = max(
         _relative(grads[1]["vera_lambda_b"], (dy * u).sum(axis=0)),
         _relative(grads[1]["vera_lambda_d"], (q * h).sum(axis=0)),
@@ -114,12 +114,12 @@ def one_product_gives_both_gradients_of_VeRA() -> str:
     assert np.isclose(times, 64 / 8 * 5 / 6)  # five thin products and not six, each eight times as large
     return (
         f"{n} × {n}, LoRA r = 8, VeRA r = 64: numbers kept a row {kept['LoRA']:.0f}, {kept['VeRA']:.0f}; thin products "
-        f"× {times:.1f}; off the line by line {off:.0e}"
+        f"× {times:.1f}; error of db, dd {off:.0e}"
     )
 
 
 def IA3_scales_the_bias_and_all_directions() -> str:
-    """y = l ∘ (x Wᵀ + b): merged without l ∘ b it is wrong; the change of W has full rank; l = 0 cannot be divided."""
+    """y = l ∘ (x Wᵀ + b): merged without l ∘ b it is wrong; the change of W has full rank; where l = 0 W is lost."""
     rng = np.random.default_rng(0)
     W, b, x = rng.standard_normal((9, 12)), 3 * rng.standard_normal(9), rng.standard_normal((20, 12))
     layer = IA3Linear.start(Linear(Parameter(W), Parameter(b)), rng=rng)
@@ -167,7 +167,7 @@ def with_A_frozen_W_moves_in_r_directions() -> str:
 
 
 def an_SVD_serves_three_ends() -> str:
-    """Of one W: r² numbers in its first directions (LoRA-XS), its singular values (SVF), or the rest thrown away."""
+    """One SVD of W: train r² numbers in its first directions (LoRA-XS) or its singular values (SVF), or truncate it."""
     rng, r = np.random.default_rng(0), 4
     W = rng.standard_normal((24, 32))
     U, S, Vt = np.linalg.svd(W, full_matrices=False)
@@ -198,7 +198,7 @@ def an_SVD_serves_three_ends() -> str:
 
 
 def other_products_have_more_rank_for_as_many_numbers() -> str:
-    """LoHa (B₁A₁) ∘ (B₂A₂) is a LoRA of rank r². LoKr w₁ ⊗ w₂: the product of ranks, without ΔW."""
+    """LoHa (B₁A₁) ∘ (B₂A₂) is a LoRA of rank r². LoKr w₁ ⊗ w₂ has the product of the ranks, and needs no ΔW."""
     rng, r = np.random.default_rng(0), 4
     n_out, n_in = 48, 60
     B1, A1, B2, A2 = (rng.standard_normal(shape) for shape in ((n_out, r), (r, n_in)) * 2)

@@ -14,14 +14,14 @@ from ....quantization.nf4 import NF4
 
 
 def noise_does_not_replace_what_a_truncation_cuts() -> str:
-    """‖error‖ of y: W cut to rank 8; noise as large as the rest on it; the rest itself; LoRA at its start."""
+    """‖error‖ of y: W cut to rank 8; with noise as large as the rest added; with the rest added; LoRA at its start."""
     rng = np.random.default_rng(2)
     W, x = rng.standard_normal((64, 64)) / 8, rng.standard_normal((100, 64))
     low = _cut(W, 8)
     noise = rng.standard_normal(W.shape) * (W - low).std()
     lora = LoRALinear(Linear(W), r=8, rng=0)
-    ways = {"W₈": x @ low.T, "W₈ + noise": x @ (low + noise).T, "W₈ + (W - W₈)": x @ (low + (W - low)).T}
-    error = {name: _relative(y, x @ W.T) for name, y in ways.items()}
+    found = {"W₈": x @ low.T, "W₈ + noise": x @ (low + noise).T, "W₈ + (W - W₈)": x @ (low + (W - low)).T}
+    error = {name: _relative(y, x @ W.T) for name, y in found.items()}
     assert error["W₈ + noise"] > error["W₈"] > 0.7
     assert error["W₈ + (W - W₈)"] < 1e-14
     assert np.array_equal(lora.forward(x)[0], x @ W.T)
@@ -59,16 +59,16 @@ def a_low_rank_part_keeps_what_the_spectrum_lets_it() -> str:
 
 
 def in_series_the_outputs_have_rank_r() -> str:
-    """A low-rank layer behind W cuts the outputs to rank r and is 0 at B = 0; beside W it does neither."""
+    """A low-rank layer after W cuts the outputs to rank r, and to 0 at B = 0; parallel to W it does neither."""
     rng = np.random.default_rng(3)
     W, x = rng.standard_normal((64, 64)) / 8, rng.standard_normal((200, 64))
     A, B, h = rng.standard_normal((4, 64)), rng.standard_normal((64, 4)), x @ W.T
-    behind, beside = (int(np.linalg.matrix_rank(y)) for y in (h @ A.T @ B.T, h + x @ A.T @ B.T))
-    assert (behind, beside) == (4, 64)
+    after, parallel = (int(np.linalg.matrix_rank(y)) for y in (h @ A.T @ B.T, h + x @ A.T @ B.T))
+    assert (after, parallel) == (4, 64)
     assert np.linalg.norm(h @ A.T @ (0 * B).T) == 0
     assert np.array_equal(h + x @ A.T @ (0 * B).T, h)
     assert np.allclose(h + x @ A.T @ B.T, x @ (W + B @ A).T)
-    return f"rank y: behind W {behind}, beside {beside}; B = 0: behind y = 0, beside y - x Wᵀ = 0"
+    return f"rank y: after W {after}, parallel {parallel}; B = 0: after W y = 0, parallel y - x Wᵀ = 0"
 
 
 def training_adds_numbers_and_changes_no_byte_of_W() -> str:
@@ -89,21 +89,21 @@ def training_adds_numbers_and_changes_no_byte_of_W() -> str:
 
 
 def factors_in_place_of_W_leave_rank_r() -> str:
-    """With x L in the place of x, scores and values have rank r whatever follows; a pre-trained W does not fit."""
+    """With x L instead of x, scores and values have rank r whatever follows; a pre-trained W does not fit."""
     rng = np.random.default_rng(34)
     x, L = rng.standard_normal((12, 8)), rng.standard_normal((8, 2))
     R, K, Q = rng.standard_normal((3, 2, 8))
     Wq, Wk, Wv = rng.standard_normal((3, 8, 8))
     replaced = [(x @ L @ R) @ (x @ L @ K).T, x @ L @ Q]
-    beside = [x @ (Wq + R.T @ L.T).T @ (x @ Wk.T).T, x @ (Wv + Q.T @ L.T).T]
-    ranks = [[int(np.linalg.matrix_rank(M)) for M in each] for each in (replaced, beside)]
+    added = [x @ (Wq + R.T @ L.T).T @ (x @ Wk.T).T, x @ (Wv + Q.T @ L.T).T]
+    ranks = [[int(np.linalg.matrix_rank(M)) for M in each] for each in (replaced, added)]
     assert ranks == [[2, 2], [8, 8]]
     assert _fails(lambda: x @ L @ Wq)  # (n, r) · (d, d)
     return f"rank of scores, values: x L R, x L Q {ranks[0]}, x (W + B A)ᵀ {ranks[1]}; x L (12, 2) · W (8, 8) ✗"
 
 
 def attention_without_k_mixes_every_text_alike() -> str:
-    """softmax(q kᵀ) v: rows of 1, any length. U Vᵀ q mixes by a constant of one length, and does not fit before v."""
+    """softmax(q kᵀ) v: rows sum to 1, at any length. U Vᵀ q mixes by a constant of one length, and cannot mix v."""
     rng = np.random.default_rng(43)
     n, d, r = 6, 4, 2
     q, k, v = rng.standard_normal((3, n, d))
@@ -124,7 +124,7 @@ def attention_without_k_mixes_every_text_alike() -> str:
 
 
 def sigma_alone_does_not_reach_a_change_of_rank_1() -> str:
-    """The best W + U δ Vᵀ for a wanted change of rank 1, and LoRA's at r = 1; U S Vᵀ + I of a 100 × 300 is no sum."""
+    """The best W + U δ Vᵀ for a wanted change of rank 1, and LoRA's at r = 1; a 100 × 300 W has no sum with I."""
     rng = np.random.default_rng(33)
     W, wanted = rng.standard_normal((100, 300)), np.outer(rng.standard_normal(100), rng.standard_normal(300))
     U, _, Vt = np.linalg.svd(W, full_matrices=False)
@@ -142,7 +142,7 @@ def sigma_alone_does_not_reach_a_change_of_rank_1() -> str:
 
 
 def heads_of_one_projection_share_A() -> str:
-    """ΔW of q, four heads: the rows of each have the same space, that of A; k, with a pair of its own, has another."""
+    """ΔW of q, four heads: the rows of every head span the row space of A; those of k, with its own A, B, another."""
     rng = np.random.default_rng(27)
     (A_q, A_k), B_q, B_k = rng.standard_normal((2, 4, 64)), *rng.standard_normal((2, 64, 4))
     heads = np.split(B_q @ A_q, 4)  # 16 rows each
@@ -169,7 +169,7 @@ def a_slice_is_a_projection_that_learns_nothing() -> str:
 
 
 def attention_has_as_many_parameters_for_every_length() -> str:
-    """4 d² in W of a block, however many tokens; W x costs ∝ n, q kᵀ and P v ∝ n², as much at n = 2 d; no mask."""
+    """4 d² weights a block at any n; W x costs ∝ n, q kᵀ and P v ∝ n², and both cost the same at n = 2 d; no mask."""
     d, parameters, work = 1024, set(), {}
     for n in (512, 2048, 8192):
         sizes = {"num_hidden_layers": 1, "max_position_embeddings": n}
@@ -205,7 +205,7 @@ def a_low_rank_cut_of_softmax_is_no_attention() -> str:
 
 
 def two_factors_are_cheaper_below_r_75_and_their_product_never() -> str:
-    """100 × 300: r (100 + 300) numbers and products in factors, 30,000 in W and in what they are multiplied into."""
+    """100 × 300: the factors have r (100 + 300) entries, and as many products a row; W, and their product, 30,000."""
     rng = np.random.default_rng(33)
     W, x = rng.standard_normal((100, 300)), rng.standard_normal((5, 300))
     U, S, Vt = np.linalg.svd(W, full_matrices=False)
@@ -221,7 +221,7 @@ def two_factors_are_cheaper_below_r_75_and_their_product_never() -> str:
 
 
 def the_rate_decides_how_many_steps_are_needed() -> str:
-    """Gradient descent to 1 % of a change of rank 2: steps in full, by LoRA of r = 4, and of r = d, dearer yet."""
+    """Steps of gradient descent to 1 % of a rank-2 change: full, LoRA r = 4 and r = d; at one rate, and at the best."""
     rng = np.random.default_rng(38)
     d, rates = 48, (0.05, 0.1, 0.12, 0.2, 0.5, 0.8, 1.0)
     x = rng.standard_normal((400, d))
@@ -251,7 +251,7 @@ def four_bits_store_as_many_numbers() -> str:
 
 
 def a_budget_gives_the_rank() -> str:
-    """Llama-2-7B, all linear layers, 40 million numbers: r = budget / Σ (in + out), and one rank more is too many."""
+    """Llama-2-7B, all linear layers, 40 million parameters: r = budget / Σ (in + out); one rank more is too many."""
     d, F, layers, budget = 4096, 11008, 32, 40_000_000
     r = int(budget / (layers * (4 * 2 * d + 3 * (d + F))))
     fits, exceeds = (count("llama-2-7b", targets="all-linear", r=rank, tokens=1).trainable for rank in (r, r + 1))
@@ -261,7 +261,7 @@ def a_budget_gives_the_rank() -> str:
 
 
 def BERT_is_no_model_of_billions() -> str:
-    """The numbers of BERT-base, BERT-large and GPT-3, layer by layer: 0.11, 0.34 and 175 billion."""
+    """The parameters of BERT-base, BERT-large and GPT-3, layer by layer: 0.11, 0.34 and 175 billion."""
     totals = {name: count(name, "full", tokens=1).total for name in ("bert-base", "bert-large", "gpt3-175b")}
     d, F = 768, 3072  # tables and their norm, 12 blocks, the pooler
     by_hand = (30522 + 512 + 2 + 2) * d + 12 * (4 * (d * d + d) + d * F + F + F * d + d + 4 * d) + d * d + d

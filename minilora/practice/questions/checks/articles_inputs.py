@@ -26,7 +26,7 @@ def a_mask_needs_no_change_of_LoRA() -> str:
 
 
 def padding_needs_a_mask_of_keys_and_one_of_the_loss() -> str:
-    """7 tokens, 5 of padding: open keys change the outputs, and a mean over all 12 makes every gradient 7/12."""
+    """7 tokens, 5 of padding: unmasked keys change the outputs; a mean over all 12 makes every gradient 7/12."""
     rng = np.random.default_rng(0)
     x, W, targets = rng.standard_normal((7, 16)), _adapted(rng, 16), rng.integers(0, 16, 12)
     padded, padding = np.vstack([x, 5 * rng.standard_normal((5, 16))]), np.zeros((12, 12))
@@ -175,7 +175,7 @@ def an_adapter_moves_what_it_was_not_trained_on() -> str:
 
 
 def shared_factors_help_only_tasks_that_agree() -> str:
-    """Two tasks: the mean error of ΔW with rank 2 for each, and with one of rank 4, as many numbers, or 2 for both."""
+    """Two tasks: the mean error of ΔW with rank 2 for each, and with one for both, of rank 4 (the same size) or 2."""
     rng, lines = np.random.default_rng(0), []
     d, n = 32, 60
     for name, sign in (("opposite", -1), ("unrelated", 0), ("same", 1)):
@@ -193,7 +193,7 @@ def shared_factors_help_only_tasks_that_agree() -> str:
 
 
 def an_adapted_table_grows_and_learns_in_few_numbers() -> str:
-    """An embedding with LoRA: r (V + d) numbers learn, beside all V d, which stay; so what is stored grows."""
+    """An embedding with LoRA: r (V + d) numbers are trained, and all V d are kept: more is stored than before."""
     rng = np.random.default_rng(0)
     V, d, r = 1000, 64, 4
     table = LoRAEmbedding(Embedding(rng.standard_normal((V, d))), r=r, rng=0)
@@ -202,7 +202,7 @@ def an_adapted_table_grows_and_learns_in_few_numbers() -> str:
     assert trainable == r * (V + d)
     assert total == V * d + trainable
     V = 1_000_000
-    return f"1,000 × 64, r = 4: {trainable:,} of {total:,} learn; V = 10⁶: {r * (V + d):,}, table {V * d:,}"
+    return f"1,000 × 64, r = 4: {trainable:,} of {total:,} trained; V = 10⁶: {r * (V + d):,}, table {V * d:,}"
 
 
 def F1_is_of_precision_and_recall() -> str:
@@ -249,7 +249,7 @@ def a_mean_over_sets_hides_the_one_that_gets_worse() -> str:
 
 
 def pairs_show_a_gain_that_seeds_hide() -> str:
-    """A gain of 0.01, seeds that move both scores by 0.05: t unpaired and paired; the least p of n pairs by signs."""
+    """A gain of 0.01, seeds that move both scores by 0.05: t unpaired and paired; the least p of a sign test of n."""
     rng = np.random.default_rng(0)
     luck = 0.05 * rng.standard_normal(8)
     base, lora = (0.8 + gain + luck + 0.003 * rng.standard_normal(8) for gain in (0, 0.01))
@@ -316,7 +316,7 @@ def rows_of_P_sum_to_1_and_the_output_does_not() -> str:
 
 
 def a_normalised_output_is_another_function() -> str:
-    """LayerNorm behind a layer: f(2x) = f(x), the size of x is lost. Behind x Aᵀ Bᵀ: no longer linear, so no merge."""
+    """LayerNorm after a layer: f(2x) = f(x), the size of x is lost. After x Aᵀ Bᵀ: no longer linear, so no merge."""
     rng = np.random.default_rng(0)
     x, z, W = rng.standard_normal((3, 16, 16))
     A, B = rng.standard_normal((2, 16)), rng.standard_normal((16, 2))

@@ -12,7 +12,7 @@ from ....nn.optim import AdamW
 
 
 def factors_taken_from_W_are_subtracted_from_it() -> str:
-    """B A = the cut of W to rank 8, added to W, changes W; beside W - B A, as in PiSSA, it does not."""
+    """B A = the cut of W to rank 8: added to W it changes the layer; added to W - B A, as in PiSSA, it does not."""
     W = np.random.default_rng(0).standard_normal((64, 64)) / 8
     B, A = spectrum.truncate(spectrum.svd(W), 8)
     added, subtracted = _relative(W + B @ A, W), _relative((W - B @ A) + B @ A, W)
@@ -210,7 +210,7 @@ def a_rank_too_small_is_not_helped_by_a_smaller_one() -> str:
 
 
 def L1_zeroes_numbers_only_by_a_proximal_step() -> str:
-    """Exact zeros of 384 and components that are zero of 8, truth of rank 2: λ sign, proximal step, whole groups."""
+    """Zero entries of 384, and zero components of 8, for a truth of rank 2: by λ sign, a proximal step, by groups."""
     rng, d, r, lr, found = np.random.default_rng(1), 24, 8, 0.05, {}
     goal = 4 * _low_rank(rng, d, 2)
     for kind, penalty in {"λ sign": 0.02, "proximal": 0.02, "groups": 0.1}.items():
@@ -359,7 +359,7 @@ def PCA_without_its_mean_is_not_W() -> str:
 
 
 class _Task:
-    """A change of W, which is known in part: by n samples with noise."""
+    """A change of W that is to be fitted to n noisy samples."""
 
     def __init__(self, truth_rank: int, n: int, noise: float, d: int = 40) -> None:
         rng = np.random.default_rng(0)

@@ -71,12 +71,12 @@ def the_update_survives_a_cut_to_rank_8() -> str:
 
 
 def a_trained_dense_update_is_full_fine_tuning() -> str:
-    """Adam on W, and Adam on a dense ΔW beside a frozen W, take the same steps; that of B A has rank r."""
+    """Adam on W, and Adam on a dense ΔW parallel to a frozen W, take the same steps; B A has rank r."""
     rng = np.random.default_rng(0)
     W, x, target = rng.standard_normal((8, 8)), rng.standard_normal((20, 8)), rng.standard_normal((20, 8))
-    dense, beside = Linear(W.copy()), Linear(0 * W)
+    dense, parallel = Linear(W.copy()), Linear(0 * W)
     lora = LoRALinear(Linear(W.copy()), r=2, alpha=4, rng=0)
-    pairs: list[tuple[Any, Array]] = [(dense, 0 * W), (beside, W), (lora, 0 * W)]
+    pairs: list[tuple[Any, Array]] = [(dense, 0 * W), (parallel, W), (lora, 0 * W)]
     for layer, frozen in pairs:
         optimizer = AdamW(layer.trainable_parameters(), lr=1e-2)
         for _ in range(50):
@@ -85,10 +85,10 @@ def a_trained_dense_update_is_full_fine_tuning() -> str:
             layer.backward(y + x @ frozen.T - target, cache, grads)
             optimizer.step(grads)
     ranks = [int(np.linalg.matrix_rank(d, tol=1e-8)) for d in (dense.weight.data - W, lora.delta())]
-    difference = float(abs(dense.weight.data - W - beside.weight.data).max())
+    difference = float(abs(dense.weight.data - W - parallel.weight.data).max())
     assert difference < 1e-10
     assert ranks == [8, 2]
-    counts = [sum(p.data.size for p in layer.trainable_parameters().values()) for layer in (beside, lora)]
+    counts = [sum(p.data.size for p in layer.trainable_parameters().values()) for layer in (parallel, lora)]
     return (
         f"max |W - (W₀ + ΔW)| = {difference:.0e}; rank ΔW {ranks[0]}, B A {ranks[1]}; ΔW {counts[0]}, A, B {counts[1]}"
     )
@@ -173,7 +173,7 @@ def low_rank_means_five_things() -> str:
 
 
 def a_7B_step_saves_state_and_no_activations() -> str:
-    """LLaMA-2-7B, bfloat16, 512 tokens, r = 16 on all matrices: bytes, FLOPs and the file, beside full fine-tuning."""
+    """LLaMA-2-7B, bfloat16, 512 tokens, r = 16 on all matrices: bytes, FLOPs and file size against full fine-tuning."""
     full = count("llama-2-7b", "full", tokens=512, dtype="bfloat16")
     lora = count("llama-2-7b", "lora", targets="all-linear", r=16, tokens=512, dtype="bfloat16")
     state, kept = (

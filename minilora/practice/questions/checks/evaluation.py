@@ -1,4 +1,4 @@
-"""What tells methods, runs and sentences apart: fair controls, dead adapters, faulty code, tests over seeds."""
+"""How to compare methods and runs: fair controls, dead adapters, faulty code, tests over seeds, true statements."""
 
 import numpy as np
 
@@ -25,7 +25,7 @@ def equal_rank_is_not_equal_size_nor_one_rate_fair() -> str:
     assert 0.9 < sizes[1] / sizes[2] < 1.1
 
     def held_out(alpha: float, eta: float, steps: int = 100) -> float:
-        """The error after AdamW on noisy examples of a change of rank 4, as a part of what it is at the start."""
+        """The error after AdamW on noisy examples of a change of rank 4, relative to the error at the start."""
         rng = np.random.default_rng(0)
         change = rng.standard_normal((24, 4)) @ rng.standard_normal((4, 24)) / 24
         x, new = rng.standard_normal((2, 256, 24))

@@ -221,7 +221,7 @@ def four_bits_store_and_do_not_learn() -> str:
 
 
 def _cross_attention(A: Array, B: Array, W: Array, x: Array, m: Array) -> tuple[Array, Any]:
-    """Of x to m, in one head; A, B and W for q, k and v."""
+    """Attention from x to m with one head, (y, cache); A, B and W are stacked for q, k and v."""
     q, k, v = (u @ (w + b @ a).T for u, w, a, b in zip((x, m, m), W, A, B, strict=True))
     return ops.attention_forward(q, k, v, None, q.shape[-1])
 

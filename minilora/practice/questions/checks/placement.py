@@ -28,7 +28,7 @@ PLACES = {
 
 
 def every_dense_layer_takes_an_adapter() -> str:
-    """Of the nine kinds of layers of a llama each starts at the base, then moves the output, then merges."""
+    """On each of the nine kinds of layers of a llama an adapter starts at the base, changes the output, and merges."""
     names = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj", "embed", "lm_head")
     whole, moved, errors = _builtin(), [], []
     base = _logits(whole)
@@ -156,7 +156,7 @@ def five_assertions_find_a_layer_left_out() -> str:
 
 
 def the_bias_of_the_keys_learns_nothing() -> str:
-    """BitFit of a GPT-2: the gradient of k's bias is 0, of a third of the fused one; a Llama has no bias to train."""
+    """BitFit of a GPT-2: the gradient of k's bias, a third of the fused one, is 0; a Llama has no bias to train."""
     config = Config(vocab_size=64, n_layers=2, d_model=24, n_heads=3, d_ff=48, max_length=16, dtype="float64")
     model = FAMILIES["gpt2"].build(config, 0)
     for i, (path, p) in enumerate(model.named_parameters().items()):

@@ -53,11 +53,11 @@ def double_quantisation_saves_0_373_bits() -> str:
 
 
 def seven_billion_weights_in_four_bits() -> str:
-    """Llama-2-7B, LoRA on all linear layers, r = 8: bytes in bf16, NF4, NF4 doubled; what learns is the same."""
+    """Llama-2-7B, LoRA on all linear layers, r = 8: bytes in bf16, NF4, NF4 doubled; those of A, B are the same."""
     of = {d: count("llama-2-7b", "qlora" if d != "bfloat16" else "lora", targets="all-linear", dtype=d) for d in DTYPES}
     weights = {dtype: account.memory()["weights"] / 1e9 for dtype, account in of.items()}
-    learns = {account.memory()["optimizer"] + account.memory()["gradients"] for account in of.values()}
-    assert len(learns) == 1  # what learns is not in four bits
+    trained = {account.memory()["optimizer"] + account.memory()["gradients"] for account in of.values()}
+    assert len(trained) == 1  # what is trained is not in four bits
     assert weights["bfloat16"] > 3 * weights["nf4"] > 3 * weights["nf4-dq"]
     rng = np.random.default_rng(0)
     W, A, B = rng.standard_normal((48, 64)), rng.standard_normal((4, 64)), rng.standard_normal((48, 4))
@@ -66,7 +66,7 @@ def seven_billion_weights_in_four_bits() -> str:
     v = rng.standard_normal(x.shape)
     assert np.isclose(np.sum(dx * v), np.sum(dy * (v @ q.T + ops.lora_forward(v, A, B, 2.0)[0])))
     gigabytes = ", ".join(f"{dtype} {size:.2f}" for dtype, size in weights.items())
-    return f"W + A, B: {gigabytes} GB; dA, dB, m, v: {learns.pop() / 1e9:.2f} GB"
+    return f"W + A, B: {gigabytes} GB; dA, dB, m, v: {trained.pop() / 1e9:.2f} GB"
 
 
 def four_bits_swallow_a_small_update() -> str:
@@ -87,7 +87,7 @@ def four_bits_swallow_a_small_update() -> str:
 
 
 def another_grid_is_another_model() -> str:
-    """Against Ŵ + ΔW, as it was trained: beside Ŵ nothing is lost; merged into W₀, or into another grid, about 10 %."""
+    """Error against Ŵ + ΔW, as trained: none with ΔW parallel to Ŵ; merged into W₀ or another grid, about 10 %."""
     W, D = _weights()
     x = np.random.default_rng(1).standard_normal((64, SHAPE[1]))
     quantised, update = _nf4(W), 0.1 * D
@@ -152,7 +152,7 @@ def what_a_merge_keeps_by_format() -> str:
 
 
 def four_columns_cost_int8_its_steps() -> str:
-    """x Wᵀ in whole numbers, 4 of 256 columns of x 20 times as large as the rest: in full, these leave it its steps."""
+    """x Wᵀ in int8, 4 of 256 columns of x 20 times as large: kept in float32, they leave the others small steps."""
     rng = np.random.default_rng(0)
     W, x = rng.standard_normal(SHAPE).astype(np.float32), rng.standard_normal((64, SHAPE[1])).astype(np.float32)
     Q, outliers = Int8.of(W), [3, 77, 130, 201]
@@ -172,7 +172,7 @@ def four_columns_cost_int8_its_steps() -> str:
 
 
 def what_is_not_in_four_bits() -> str:
-    """Embedding and head in bfloat16, gains in float32: what they are of Llama 2 7B and of SmolLM2-135M; and live."""
+    """Embedding and head in bfloat16, gains in float32: their share of two models; a live model has them so."""
     live = load_pretrained(BUILTIN, quantize="nf4")
     kinds: dict[str, set[str]] = {"block_": set(), "": set()}
     for name, p in live.named_parameters().items():
@@ -192,7 +192,7 @@ def what_is_not_in_four_bits() -> str:
 
 
 def rows_share_the_decoding() -> str:
-    """A product with Ŵ, 1024 × 1024, in NF4 beside one in float32: the decoding is the same for 1 row and for 512."""
+    """A product with Ŵ, 1024 × 1024, in NF4 and in float32: the decoding costs the same for 1 row and for 512."""
     rng = np.random.default_rng(0)
     W = rng.standard_normal((1024, 1024)).astype(np.float32)
     Q, ratio = NF4.of(W), {}
@@ -210,7 +210,7 @@ DTYPES = "bfloat16", "nf4", "nf4-dq"
 
 
 def _seconds(run: Callable[..., Any], *arguments: Any) -> float:
-    """The least of some runs."""
+    """The shortest of nine runs, in seconds."""
     taken = []
     for _ in range(9):
         start = time.perf_counter()
@@ -220,7 +220,7 @@ def _seconds(run: Callable[..., Any], *arguments: Any) -> float:
 
 
 def _quantiles() -> Array:
-    """Of a normal, at equal steps of probability, 8 above 0 and 7 below, divided by the largest."""
+    """Quantiles of a normal at equal steps of probability, 8 above 0 and 7 below, divided by the largest."""
     end, ppf = 0.9677083, NormalDist().inv_cdf
     above, below = ([ppf(p) for p in np.linspace(end, 0.5, n)[:-1]] for n in (9, 8))
     levels = np.sort([*above, 0.0, *(-x for x in below)])
@@ -233,14 +233,14 @@ def _nf4(W: Array) -> Array:
 
 
 def _int4(W: Array, block: int = 64) -> Array:
-    """Equal steps of absmax/7."""
+    """Ŵ by rounding to equal steps of absmax/7."""
     blocks = W.reshape(-1, block)
     step = abs(blocks).max(axis=1, keepdims=True) / 7
     return (np.round(blocks / step) * step).reshape(W.shape)
 
 
 def _int4_with_zero(W: Array, block: int = 64) -> Array:
-    """16 equal steps from the least to the largest, one of them at 0, whose number takes 4 bits a block."""
+    """Ŵ by rounding to 16 levels from the least to the largest, one of them at 0; its index takes 4 bits a block."""
     blocks = W.reshape(-1, block)
     step = np.ptp(blocks, axis=1, keepdims=True) / 15
     zero = np.round(-blocks.min(axis=1, keepdims=True) / step)

@@ -10,7 +10,7 @@ Array = np.ndarray
 
 
 def one_run_at_a_large_rank_says_what_smaller_ranks_give() -> str:
-    """‖error‖ of an adapter that is trained at r, beside that of one trained at r = 12 and cut to r: within 1 %."""
+    """‖error‖ of an adapter that is trained at r, and of one that is trained at r = 12 and cut to r: within 1 %."""
     rng, d = np.random.default_rng(0), 24
     U, V = (np.linalg.qr(rng.standard_normal((d, d)))[0] for _ in range(2))
     goal, x = (U * 0.7 ** np.arange(d)) @ V.T, rng.standard_normal((400, d))
@@ -48,7 +48,7 @@ def little_data_rewards_a_low_rank_only_if_the_truth_is_low() -> str:
 
 
 def at_full_rank_the_first_step_is_still_another() -> str:
-    """The cosine of LoRA's first ΔW, -η s² G AᵀA, with -G at r = in = out: 1/√2 for a random A, 1 if AᵀA is a unit."""
+    """The cosine of LoRA's first ΔW, -η s² G AᵀA, with -G at r = in = out: 1/√2 for a random A, 1 if AᵀA = I."""
     rng = np.random.default_rng(0)
     G, A = rng.standard_normal((200, 200)), rng.uniform(-1, 1, (200, 200)) / 200**0.5
     steps = [G @ M.T @ M for M in (A, np.linalg.qr(A)[0])]

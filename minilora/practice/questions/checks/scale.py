@@ -18,7 +18,7 @@ def one_factor_starts_at_zero_and_the_other_must_not() -> str:
     A, B = rng.standard_normal((8, 64)) / 8, rng.standard_normal((64, 8)) / 8
     lines, found = [], {}
     starts = {"B=0": (A, 0 * B), "A=0": (0 * A, B), "A=B=0": (0 * A, 0 * B), "A,B≠0": (A, B)}
-    starts["Xavier"] = A * 4 / 3, B * 4 / 3  # √(2 / (64 + 8)) = 1/6 in the place of 1/8
+    starts["Xavier"] = A * 4 / 3, B * 4 / 3  # √(2 / (64 + 8)) = 1/6 instead of 1/8
     for name, start in starts.items():
         dA, dB = _gradients(x, dy, *start, s=2.0)
         y = ops.lora_forward(x, *start, 2.0)[0]
@@ -81,7 +81,7 @@ def with_Adam_alpha_is_the_rate_of_B_alone() -> str:
 
 
 def alpha_over_r_keeps_the_first_drop_of_Adam_and_not_the_length() -> str:
-    """r is doubled: by what the drop -Σ G ∘ ΔW and the length ‖ΔW‖ of the first step are multiplied, for three s."""
+    """r is doubled: the factors by which the drop -Σ G ∘ ΔW and the length ‖ΔW‖ of the first step grow, for three s."""
     scales = {"α/r": lambda r: 8 / r, "α/√r": lambda r: 8 / r**0.5, "s": lambda r: 1.0}
     ratios, lines = {}, []
     for name, s in scales.items():

@@ -83,7 +83,7 @@ def a_kept_cache_belongs_to_the_old_adapter() -> str:
 
 
 def a_hundred_adapters_are_smaller_than_the_base() -> str:
-    """Llama-2-7B, q and v, r = 8, float32: an adapter's file, and a hundred of them beside one base in bfloat16."""
+    """Llama-2-7B, q and v, r = 8, float32: an adapter's file, and a hundred of them against one base in bfloat16."""
     account = count("llama-2-7b", targets=["q_proj", "v_proj"], r=8, dtype="bfloat16")
     base, adapter = 2 * account.total, account.adapter_bytes
     assert account.trainable == 32 * 2 * 8 * (4096 + 4096)

@@ -1,4 +1,4 @@
-"""Other ways to start: what they take from W, and what belongs to the adapter afterwards."""
+"""Other initialisations: what they take from W, and what belongs to the adapter afterwards."""
 
 from collections.abc import Callable
 

@@ -47,7 +47,7 @@ def batch_noise_falls_alike_but_the_product_is_not_linear() -> str:
     D, A, B = rng.standard_normal((24, 32)), rng.uniform(-1, 1, (4, 32)) / np.sqrt(32), rng.standard_normal((24, 4)) / 9
 
     def noise(batch: int) -> Array:
-        """Of G, BᵀG, GAᵀ: the root mean square of what a batch adds, relative to the mean gradient -D."""
+        """For G, BᵀG and GAᵀ: the root mean square of a batch's deviation from the mean gradient, relative to it."""
         x, e = rng.standard_normal((300, batch, 32)), rng.standard_normal((300, batch, 24))
         G = (e - x @ D.T).swapaxes(1, 2) @ x / batch
         triples = (G, -D), (B.T @ G, -B.T @ D), (G @ A.T, -D @ A.T)
@@ -255,7 +255,7 @@ def loss_scaling_saves_gradients_and_no_steps() -> str:
 
 
 def the_training_loss_alone_hides_overfitting() -> str:
-    """60 noisy examples, rank 16: the loss falls at every step, the held-out loss has its least early and doubles."""
+    """60 noisy examples, rank 16: the loss falls at every step; the held-out loss is lowest early, then doubles."""
     rng = np.random.default_rng(0)
     T = rng.standard_normal((40, 2)) @ rng.standard_normal((2, 40)) / np.sqrt(40)
     x, held = rng.standard_normal((2, 60, 40))
@@ -341,7 +341,7 @@ def adapters_in_a_row_add_up_and_lean_on_each_other() -> str:
     assert drifts[0] < drifts[1] < drifts[2]
     assert first[0] < 1e-6 < 0.3 < first[1] < first[2]
     assert own[1] < 1e-6 < 0.2 < leaning  # the second was learned on top of the first
-    assert alone < 0.01 < 0.1 < own[2]  # the third would have to undo both, beside its own rank 2
+    assert alone < 0.01 < 0.1 < own[2]  # the third would have to undo both, in addition to its own rank 2
     return (
         "W₀ + ΔW₁ + ΔW₂ + ΔW₃: r = {}, {}, {}; ‖Δy‖/‖y‖ = {:.2f}, {:.2f}, {:.2f}; ".format(*ranks, *drifts)
         + "e₁ = {:.2f}, {:.2f}, {:.2f}; ".format(*first)

@@ -1,4 +1,4 @@
-"""Variants of LoRA: DoRA's axis and gradient, what each learns, a race at one rate and at each one's own, GaLore."""
+"""Variants of LoRA: DoRA's axis and gradient, what each trains, a race at one rate and at each one's own, GaLore."""
 
 import numpy as np
 
