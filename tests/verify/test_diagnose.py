@@ -771,9 +771,7 @@ def test_a_mask_that_is_not_that_of_forward_is_found():
 
 def test_a_norm_held_constant_is_said_to_be_the_convention_of_peft():
     found = diagnose(learner(BANK["dora"], "no_path_through_the_norm"), "dora")
-    assert (
-        str(found).count("as PEFT and section 4.3 of the DoRA paper do: a convention, not a mistake of algebra") == 2
-    )
+    assert str(found).count("as PEFT and section 4.3 of the DoRA paper do: a convention, not a mistake of algebra") == 2
     assert found.text("zh").count("这是一种约定，不是推导错误") == 2
     assert not found.ok
 
